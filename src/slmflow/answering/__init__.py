@@ -1,0 +1,1 @@
+"""A packaged model, loaded in a process of its own, asked questions and timed."""

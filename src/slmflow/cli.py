@@ -1,0 +1,125 @@
+"""The door between a terminal and the workflows: arguments, config, errors, exit codes."""
+
+import errno
+import logging
+import os
+import signal
+import sys
+import warnings
+from importlib import import_module
+from typing import Any, NoReturn
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from slmflow.config.arguments import to_overrides
+from slmflow.config.explain import explain, is_config_error
+from slmflow.config.load import typed
+from slmflow.config.store import register
+from slmflow.errors import UserError
+from slmflow.sources import PROJECT_ROOT
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "1",
+    "ORT_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_VERBOSITY": "error",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+
+
+def run_entry_point(name: str) -> NoReturn:
+    """Compose the config of that name, run the workflow of that name, exit.
+
+    0: done; 1: an error, told in one message; 130: interrupted. A bug keeps its stack trace, and
+    ``HYDRA_FULL_ERROR=1`` shows the trace of every error.
+    """
+    show_traces = "HYDRA_FULL_ERROR" in os.environ
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print errors itself and exit
+    signal.signal(signal.SIGTERM, _interrupt)  # how `mlflow run` and schedulers cancel
+    sys.argv[1:] = to_overrides(sys.argv[1:])
+    register()
+
+    failures: list[Exception] = []
+
+    config_path = str(PROJECT_ROOT / "conf")
+
+    @hydra.main(version_base="1.3", config_path=config_path, config_name=name)  # type: ignore[untyped-decorator]
+    def job(config: DictConfig) -> None:
+        try:
+            _run(name, config)
+        except Exception as error:  # kept: Hydra would print it in its own words
+            failures.append(error)
+
+    try:
+        job()
+    except KeyboardInterrupt:
+        _exit("interrupted", INTERRUPTED)
+    except Exception as error:
+        failures.append(error)
+    for failure in failures:
+        message = _message(failure)
+        if message is None or show_traces:
+            raise failure
+        print(f"error: {message}", file=sys.stderr)
+    sys.exit(1 if failures else 0)
+
+
+def _run(name: str, config: DictConfig) -> None:
+    choices = HydraConfig.get().runtime.choices
+    checked = typed(config)
+    _silence_libraries()
+    # Late: composing, --help and --cfg must not wait for MLflow.
+    workflows: Any = import_module("slmflow.workflows")
+    getattr(workflows, name)(
+        workflows.Invocation(
+            config=checked,
+            values=OmegaConf.to_container(config, resolve=True, enum_to_str=True),
+            choices={
+                group: choice
+                for group, choice in choices.items()
+                if choice is not None and not group.startswith(("hydra/", "schema"))
+            },
+        )
+    )
+
+
+def _message(error: Exception) -> str | None:
+    """What to tell a person, or None where it is a bug of ours."""
+    if isinstance(error, UserError):
+        return str(error)
+    if is_config_error(error):
+        return explain(error)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        where = error.filename or "the disk"
+        return (
+            f"no space is left on {where}; free some, or move the cache (SLMFLOW_CACHE), the "
+            "downloads (HF_HOME) or temporary files (TMPDIR) to another disk"
+        )
+    return None
+
+
+def _exit(message: str, code: int) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _silence_libraries() -> None:
+    """Their progress, hints and telemetry; SLMFLOW_VERBOSE=1 shows all but the telemetry."""
+    for variable, value in QUIET.items():
+        os.environ.setdefault(variable, value)
+    if os.environ.get("SLMFLOW_VERBOSE"):
+        return
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+    logging.getLogger().setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")

@@ -1,0 +1,1 @@
+"""Hydra configs to checked dataclasses. Imports neither torch nor mlflow."""

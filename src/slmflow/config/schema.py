@@ -1,0 +1,226 @@
+"""The schema of every config group: types, allowed values, units and cross-field checks.
+
+One spelling everywhere: config key = dataclass field = override = MLflow parameter. Checks read
+nothing but the values: no environment, no network, no disk.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, TypeVar
+
+from omegaconf import MISSING
+
+from slmflow.served.search import SearchOptions
+
+Key = TypeVar("Key", bound=StrEnum)
+Value = TypeVar("Value", bound=StrEnum)
+
+
+class Target(StrEnum):
+    cpu = "cpu"
+    cuda = "cuda"
+    directml = "directml"
+    mps = "mps"
+
+
+class Device(StrEnum):
+    cpu = "cpu"
+    cuda = "cuda"
+    mps = "mps"
+
+
+class Dtype(StrEnum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Provider(StrEnum):
+    cpu = "cpu"
+    cuda = "cuda"
+    dml = "dml"
+
+
+class Precision(StrEnum):
+    fp32 = "fp32"
+    fp16 = "fp16"
+    bf16 = "bf16"
+    int8 = "int8"
+    int4 = "int4"
+
+
+class TaskName(StrEnum):
+    chat = "chat"
+    prompt = "prompt"
+
+
+DTYPES = {
+    Device.cpu: (Dtype.float32, Dtype.bfloat16),
+    Device.cuda: (Dtype.float32, Dtype.bfloat16, Dtype.float16),
+    Device.mps: (Dtype.float32, Dtype.bfloat16, Dtype.float16),
+}
+PRECISIONS = {
+    Provider.cpu: (Precision.fp32, Precision.int8, Precision.int4),
+    Provider.cuda: tuple(Precision),
+    Provider.dml: (Precision.fp16, Precision.int4),
+}
+"""What the ONNX Runtime model builder (onnxruntime-genai 0.18) can write for a provider."""
+
+BLOCK_SIZES = (None, 16, 32, 64, 128, 256)
+ACCURACY_LEVELS = (None, 0, 1, 2, 3, 4)
+PACKAGES = ("onnxruntime-genai", "onnxruntime-genai-cuda", "onnxruntime-genai-directml")
+
+
+@dataclass
+class Prebuilt:
+    """A folder of the publisher's ONNX repository, and what it was built for."""
+
+    folder: str = MISSING
+    provider: Provider = MISSING
+    precision: Precision = MISSING
+    block_size: int | None = None  # int4 and int8 only
+    accuracy_level: int | None = None  # int4 and int8 only
+
+
+@dataclass
+class OnnxSource:
+    """Where ready-made ONNX models lie; without a fitting one, the model is built.
+
+    A prebuilt folder fits when it has the hardware's provider and precision, and the block size
+    and accuracy level where the hardware names them. The first that fits is taken.
+    """
+
+    source: str | None = None  # hub id or folder; null: always build
+    revision: str | None = None  # branch, tag or commit; null: the default branch
+    prebuilt: list[Prebuilt] = field(default_factory=list)
+
+
+@dataclass
+class Probe:
+    """One question that every packaged model is asked before its run counts as succeeded."""
+
+    question: str = "What is the capital of Spain?"
+    expect: str | None = None  # a text that the answer must contain; null: any answer
+
+
+@dataclass
+class Model:
+    name: str = MISSING  # of the registered model
+    source: str = MISSING  # hub id, or folder (relative ones: from the repository's root)
+    revision: str | None = None  # branch, tag or commit; null: the default branch
+    onnx: OnnxSource = field(default_factory=OnnxSource)
+    probe: Probe = field(default_factory=Probe)
+
+
+@dataclass
+class Task:
+    name: TaskName = MISSING
+
+
+@dataclass
+class Hardware:
+    target: Target = MISSING
+    device: Device = MISSING  # transformers
+    dtype: Dtype = MISSING  # transformers
+    provider: Provider = MISSING  # ONNX: execution provider
+    precision: Precision = MISSING  # ONNX
+    block_size: int | None = None  # ONNX int4, int8: weights that share one scale
+    accuracy_level: int | None = None  # ONNX int4, int8: activations 4 int8, 3 bf16, 2 fp16, 1 fp32
+    symmetric: bool = True  # ONNX int4, int8: no zero points
+    package: str = PACKAGES[0]  # ONNX: the pip package that runs it
+    threads: Any = "auto"  # int, or auto: the cores that the process has when it loads the model
+
+    def __post_init__(self) -> None:
+        """Raise ``ValueError`` naming the keys, their values and the valid pairs."""
+        _pair("hardware.dtype", self.dtype, "hardware.device", self.device, DTYPES)
+        _pair("hardware.precision", self.precision, "hardware.provider", self.provider, PRECISIONS)
+        _one_of("hardware.block_size", self.block_size, BLOCK_SIZES)
+        _one_of("hardware.accuracy_level", self.accuracy_level, ACCURACY_LEVELS)
+        _one_of("hardware.package", self.package, PACKAGES)
+        if self.threads != "auto" and not (isinstance(self.threads, int) and self.threads > 0):
+            raise ValueError(
+                f"hardware.threads is {self.threads!r}; allowed: auto, or a number from 1"
+            )
+
+    @property
+    def quantised(self) -> bool:
+        return self.precision in (Precision.int4, Precision.int8)
+
+
+@dataclass
+class Data:
+    name: str = MISSING
+    path: str = MISSING  # JSON Lines; relative ones: from the repository's root
+    limit: int | None = None  # rows; null: all
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"data.limit is {self.limit}; allowed: 1 or more, or null (all rows)")
+
+
+@dataclass
+class PackagingConfig:
+    """Of the entry points transformers_pipeline and custom_onnx."""
+
+    model: Model = MISSING
+    task: Task = MISSING
+    search: SearchOptions = MISSING
+    hardware: Hardware = MISSING
+
+
+@dataclass
+class TransformersPipelineConfig(PackagingConfig):
+    def __post_init__(self) -> None:
+        _needs_chat("transformers_pipeline", self.task)
+
+
+@dataclass
+class CustomOnnxConfig(PackagingConfig):
+    pass
+
+
+@dataclass
+class EvaluateConfig:
+    """Of the entry point evaluate."""
+
+    model: Model = MISSING
+    task: Task = MISSING
+    hardware: Hardware = MISSING
+    data: Data = MISSING
+    search: SearchOptions | None = None  # null: as each model was packaged
+    models: list[str] = field(default_factory=list)  # URIs; none: the newest of each kind
+
+
+@dataclass
+class MainConfig(PackagingConfig):
+    """Of the entry point main."""
+
+    data: Data = MISSING
+
+    def __post_init__(self) -> None:
+        _needs_chat("main", self.task)
+
+
+def _needs_chat(entry_point: str, task: Task) -> None:
+    if task.name is not TaskName.chat:
+        raise ValueError(
+            f"task is {task.name}, and {entry_point} packages a transformers model, which serves "
+            f"task=chat only; for task={task.name} use the entry point custom_onnx"
+        )
+
+
+def _pair(name: str, value: Value, of: str, key: Key, table: dict[Key, tuple[Value, ...]]) -> None:
+    if value not in table[key]:
+        valid = "; ".join(f"{of}={k}: {', '.join(values)}" for k, values in table.items())
+        raise ValueError(f"{name}={value} does not go with {of}={key}; valid pairs: {valid}")
+
+
+def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(
+            f"{name} is {_spelt(value)}; allowed: {', '.join(_spelt(a) for a in allowed)}"
+        )
+
+
+def _spelt(value: object) -> str:
+    return "null" if value is None else str(value)

@@ -1,0 +1,115 @@
+"""What the person sees: named steps with their times, tables, next commands. To stdout."""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+WIDTH = 80  # tables must fit a terminal of this width
+
+
+def console() -> Console:
+    """Made at each use, so that it follows a redirected stdout. Paths are never cut or wrapped."""
+    return Console(highlight=False, soft_wrap=True)
+
+
+def heading(text: str) -> None:
+    console().print(f"\n[bold]{escape(text)}[/]")
+
+
+def note(text: str) -> None:
+    console().print(f"  {escape(text)}")
+
+
+def warn(text: str) -> None:
+    console().print(f"  [yellow]note[/] {escape(text)}")
+
+
+@contextmanager
+def step(text: str) -> Iterator[list[str]]:
+    """Show a step while it runs and one line when it is done.
+
+    What the caller appends to the yielded list is added to that line.
+    """
+    details: list[str] = []
+    out = console()
+    started = time.monotonic()
+    with out.status(escape(text)):
+        try:
+            yield details
+        except BaseException:
+            out.print(f"  [red]✗[/] {escape(text)}")
+            raise
+    seconds = time.monotonic() - started
+    tail = f": {', '.join(details)}" if details else ""
+    out.print(f"  [green]✓[/] {escape(text + tail)} [dim]({seconds:.1f} s)[/]")
+
+
+@contextmanager
+def progress(text: str, total: int) -> Iterator["Bar"]:
+    """A bar with count, time and time left for long work; one line when there is no terminal."""
+    columns = (
+        TextColumn("  {task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    out = console()
+    started = time.monotonic()
+    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bars:
+        task = bars.add_task(text, total=total)
+        try:
+            yield Bar(bars, task)
+        except BaseException:
+            out.print(f"  [red]✗[/] {escape(text)}")
+            raise
+    seconds = time.monotonic() - started
+    out.print(f"  [green]✓[/] {escape(text)} [dim]({total} in {seconds:.1f} s)[/]")
+
+
+class Bar:
+    def __init__(self, bars: Progress, task: object) -> None:
+        self._bars = bars
+        self._task = task
+
+    def advance(self) -> None:
+        self._bars.advance(self._task)  # type: ignore[arg-type]
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
+    """The first column is text, the others are numbers."""
+    shown = Table(title=title, title_justify="left", title_style="bold", pad_edge=False, box=None)
+    for index, column in enumerate(columns):
+        shown.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+    for row in rows:
+        shown.add_row(*(escape(cell) for cell in row))
+    Console(highlight=False, width=WIDTH).print("", shown, sep="\n")
+
+
+def commands(title: str, lines: Sequence[tuple[str, str]]) -> None:
+    """Next commands: what each is for, and what to type."""
+    out = console()
+    out.print(f"\n[bold]{escape(title)}[/]")
+    for purpose, command in lines:
+        out.print(f"  [dim]# {escape(purpose)}[/]\n  {escape(command)}")
+
+
+def size(count: float) -> str:
+    """Bytes for people, in powers of 1000 as disks are sold."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit in ("B", "kB") else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError("unreachable")

@@ -1,0 +1,43 @@
+"""Errors that a person can act on. ``cli`` prints them as one message and exits with 1.
+
+UserError
+├── ConfigError      a key, value, option or combination that cannot work
+├── HardwareError    the chosen target is not on this machine
+├── SourceError      weights that cannot be fetched or found
+├── BuildError       the ONNX model builder failed
+├── CheckError       the packaged model did not pass its check
+├── DataError        an evaluation set that cannot be read
+└── TrackingError    the tracking server or registry cannot do what is asked
+"""
+
+
+class UserError(Exception):
+    """What was given, what is allowed, what to type next."""
+
+
+class ConfigError(UserError):
+    """A key, value, option or combination that cannot work."""
+
+
+class HardwareError(UserError):
+    """The chosen target is not on this machine."""
+
+
+class SourceError(UserError):
+    """Weights that cannot be fetched or found."""
+
+
+class BuildError(UserError):
+    """The ONNX model builder failed."""
+
+
+class CheckError(UserError):
+    """The packaged model did not pass its check."""
+
+
+class DataError(UserError):
+    """An evaluation set that cannot be read."""
+
+
+class TrackingError(UserError):
+    """The tracking server or registry cannot do what is asked."""

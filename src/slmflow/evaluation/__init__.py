@@ -1,0 +1,1 @@
+"""Quality, speed and agreement of packaged models."""

@@ -1,0 +1,1 @@
+"""Weights to MLflow models: get or build them, log them, look at what was logged."""

@@ -1,0 +1,24 @@
+"""The check that every packaged model passes before its run counts as succeeded."""
+
+from slmflow.answering.ask import AskError, Reply, ask
+from slmflow.config.schema import Probe
+from slmflow.errors import CheckError
+
+
+def check_answer(uri: str, probe: Probe) -> Reply:
+    """Load the logged model in a fresh process and ask it the probe's question.
+
+    Raises ``CheckError`` where it does not load, does not answer or lacks the expected text.
+    """
+    try:
+        reply = ask(uri, [{"messages": [{"role": "user", "content": probe.question}]}]).replies[0]
+    except AskError as error:
+        raise CheckError(f"the logged model does not answer: {error}") from None
+    if not reply.text.strip():
+        raise CheckError(f"the logged model answered {probe.question!r} with nothing")
+    if probe.expect is not None and probe.expect not in reply.text:
+        raise CheckError(
+            f"the logged model answered {probe.question!r} with {reply.text!r}, which does not "
+            f"hold {probe.expect!r}; it is not registered (model.probe says what is expected)"
+        )
+    return reply

@@ -1,0 +1,153 @@
+"""Log a model to MLflow without ever holding its weights in memory.
+
+Both kinds go through ``Model.log`` with a flavour of our own whose ``save_model`` calls MLflow's:
+that is the documented interface for flavours, and it leaves out the validation that would load
+the model into this process. The check in a fresh process (``check.py``) takes its place.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import mlflow
+from mlflow.models import Model, infer_signature
+from mlflow.models.model import MLMODEL_FILE_NAME, ModelInfo
+from mlflow.types.llm import CHAT_MODEL_INPUT_SCHEMA, CHAT_MODEL_OUTPUT_SCHEMA
+
+import slmflow
+from slmflow.machine import installed_version
+from slmflow.sources import LocalModel
+
+CHAT = "llm/v1/chat"
+ARTIFACT = "model"
+SERVED = Path(slmflow.__file__).parent / "served"
+LICENCES = "LICENSE*"
+MODEL_CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class Packaging:
+    """What to log: the weights, the ``model_config``, the question of the input example."""
+
+    weights: LocalModel
+    settings: Mapping[str, Any]
+    question: str
+    name: str
+
+
+def log_transformers(packaging: Packaging, dtype: str) -> ModelInfo:
+    """A checkpoint as MLflow's transformers flavour, served by this project's chat contract.
+
+    ``mlflow.transformers.load_model`` returns the pipeline.
+    """
+
+    def save_model(path: str, mlflow_model: Model, **_: Any) -> None:
+        with travelling_code() as code:
+            mlflow.transformers.save_model(
+                transformers_model=str(packaging.weights.path),
+                path=path,
+                mlflow_model=mlflow_model,
+                task=CHAT,
+                torch_dtype=f"torch.{dtype}",
+                model_config=dict(packaging.settings),
+                model_card=_model_card(packaging.weights.path),
+                code_paths=[str(code)],
+                input_example=chat_example(packaging.question),
+                pip_requirements=requirements("torch", "transformers", "safetensors", "jinja2"),
+            )
+        # MLflow writes the folder of the machine that packaged the model.
+        mlflow_model.flavors["transformers"]["source_model_name"] = packaging.weights.source
+        served = {"loader_module": "slmflow.served.transformers_model", "streamable": True}
+        mlflow_model.flavors["python_function"] |= served
+        _finish(Path(path), mlflow_model, packaging.weights.path)
+
+    return _log(packaging.name, save_model)
+
+
+def log_onnx(packaging: Packaging, task: str, package: str) -> ModelInfo:
+    """An ONNX model folder as an MLflow Python model, logged as code."""
+
+    def save_model(path: str, mlflow_model: Model, **_: Any) -> None:
+        chat = task == "chat"
+        example = chat_example(packaging.question) if chat else {"prompt": packaging.question}
+        mlflow_model.metadata = {"task": CHAT} if chat else None
+        with travelling_code() as code:
+            mlflow.pyfunc.save_model(
+                path=path,
+                mlflow_model=mlflow_model,
+                python_model=str(SERVED / "onnx_model.py"),
+                artifacts={ARTIFACT: str(packaging.weights.path)},
+                model_config=dict(packaging.settings),
+                code_paths=[str(code)],
+                input_example=example,
+                signature=CHAT_SIGNATURE if chat else infer_signature(example, "an answer"),
+                pip_requirements=requirements(package, "jinja2"),
+            )
+        _finish(Path(path), mlflow_model, packaging.weights.path)
+
+    return _log(packaging.name, save_model)
+
+
+CHAT_SIGNATURE = mlflow.models.ModelSignature(
+    inputs=CHAT_MODEL_INPUT_SCHEMA, outputs=CHAT_MODEL_OUTPUT_SCHEMA
+)
+"""The signature that mlflow.transformers gives to task llm/v1/chat."""
+
+
+def chat_example(question: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": question}], "max_tokens": 32}
+
+
+def requirements(*packages: str) -> list[str]:
+    """Exact versions that any index has: a build's local label (2.13.0+cpu) is left out."""
+    pinned = []
+    for package in ("mlflow", "numpy", "pandas", *packages):
+        version = installed_version(package)
+        assert version is not None, f"{package} runs here, so it is installed"
+        pinned.append(f"{package}=={version.split('+')[0]}")
+    return pinned
+
+
+@contextmanager
+def travelling_code() -> Iterator[Path]:
+    """A folder ``slmflow`` that holds only what a packaged model needs."""
+    with tempfile.TemporaryDirectory() as folder:
+        package = Path(folder) / "slmflow"
+        package.mkdir()
+        shutil.copy2(slmflow.__file__, package / "__init__.py")
+        shutil.copytree(SERVED, package / "served", ignore=shutil.ignore_patterns("__pycache__"))
+        yield package
+
+
+def _log(name: str, save_model: Callable[..., None]) -> ModelInfo:
+    return Model.log(
+        artifact_path=None,
+        name=name,
+        flavor=SimpleNamespace(save_model=save_model),
+        validate_serving_input=False,  # it would load the weights here
+    )
+
+
+def _finish(path: Path, mlflow_model: Model, weights: Path) -> None:
+    """Add licence and card of the weights; MLflow's own guess at a licence names this machine."""
+    (path / "LICENSE.txt").unlink(missing_ok=True)
+    for licence in weights.glob(LICENCES):
+        shutil.copyfile(licence, path / licence.name)
+    card = weights / MODEL_CARD
+    if card.is_file():
+        shutil.copyfile(card, path / "model_card.md")
+    mlflow_model.save(str(path / MLMODEL_FILE_NAME))
+
+
+def _model_card(weights: Path) -> Any:
+    """An empty card keeps MLflow from asking the hub for one."""
+    from huggingface_hub import ModelCard
+
+    card = weights / MODEL_CARD
+    text = card.read_text("utf-8") if card.is_file() else ""
+    return ModelCard(text, ignore_metadata_errors=True)

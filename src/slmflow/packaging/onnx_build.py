@@ -1,0 +1,125 @@
+"""The ONNX model of a config: the publisher's, where one fits, else built and kept in the cache."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from slmflow import cache
+from slmflow.config.schema import Hardware, Model, Prebuilt, Precision, Provider
+from slmflow.errors import BuildError
+from slmflow.machine import installed_version
+from slmflow.sources import Announce, LocalModel, find_checkpoint, find_onnx
+
+BUILDER = "onnxruntime_genai.models.builder"
+BUILDER_PACKAGES = ("onnxruntime-genai", "onnxruntime-genai-cuda", "onnxruntime-genai-directml")
+BLOCK_SIZE = 32  # the builder's default
+LAST_LINES = 15
+
+
+def find_prebuilt(model: Model, hardware: Hardware) -> Prebuilt | None:
+    """The publisher's first folder that fits the hardware; see ``OnnxSource``."""
+    if model.onnx.source is None:
+        return None
+    return next((p for p in model.onnx.prebuilt if _fits(p, hardware)), None)
+
+
+def get_onnx(model: Model, hardware: Hardware, announce: Announce) -> LocalModel:
+    """The ONNX model for this hardware, fetched or built.
+
+    Raises ``SourceError`` or ``BuildError``.
+    """
+    prebuilt = find_prebuilt(model, hardware)
+    if prebuilt is not None and model.onnx.source is not None:
+        return find_onnx(model.onnx.source, model.onnx.revision, prebuilt.folder, announce)
+    checkpoint = find_checkpoint(model.source, model.revision, announce)
+    return build(checkpoint, hardware, announce)
+
+
+def build(checkpoint: LocalModel, hardware: Hardware, announce: Announce) -> LocalModel:
+    """Run the ONNX Runtime model builder, or take what an earlier run built from the same."""
+    content = checkpoint.revision.startswith("sha256:")
+    key = {
+        "source": "" if content else checkpoint.source,
+        "revision": checkpoint.revision,
+        "provider": hardware.provider.value,
+        "precision": hardware.precision.value,
+        "options": " ".join(builder_options(hardware)),
+        "builder": builder_version(),
+    }
+
+    def make(folder: Path) -> None:
+        announce(f"building {hardware.precision} for {hardware.provider}; it is kept for later")
+        run_builder(checkpoint.path, folder, hardware)
+
+    folder, _ = cache.entry("onnx", key, make, lambda: announce("another run builds it; waiting"))
+    return LocalModel(folder, checkpoint.source, checkpoint.revision)
+
+
+def builder_options(hardware: Hardware) -> list[str]:
+    """The ``--extra_options`` of the builder, complete, so that they can key the cache."""
+    if not hardware.quantised:
+        return []
+    level = hardware.accuracy_level
+    if level is None:
+        level = 4 if hardware.provider is Provider.cpu else 0
+    return [
+        f"block_size={hardware.block_size or BLOCK_SIZE}",
+        f"accuracy_level={level}",
+        f"is_symmetric={str(hardware.symmetric).lower()}",
+    ]
+
+
+def builder_version() -> str:
+    """Every package whose version can change the bytes that are built."""
+    packages = (*BUILDER_PACKAGES, "onnx", "onnx-ir", "onnxruntime", "transformers", "torch")
+    versions = ((package, installed_version(package)) for package in packages)
+    return " ".join(f"{package}=={version}" for package, version in versions if version)
+
+
+def run_builder(checkpoint: Path, output: Path, hardware: Hardware) -> None:
+    """Build in a process of its own: torch and the weights are gone when it ends.
+
+    Raises ``BuildError`` with the builder's last lines.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        command = [sys.executable, "-m", BUILDER, "-i", str(checkpoint), "-o", str(output)]
+        command += ["-p", hardware.precision.value, "-e", hardware.provider.value]
+        command += ["-c", scratch, "--extra_options", "hf_token=false", "hf_remote=false"]
+        command += builder_options(hardware)
+        environment = os.environ | {"HF_HUB_OFFLINE": "1", "ORT_DISABLE_TELEMETRY": "1"}
+        environment.pop("PYTHONPATH", None)
+        result = subprocess.run(
+            command,
+            cwd=scratch,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+    if result.returncode == -signal.SIGKILL:
+        raise BuildError(
+            "the ONNX model builder was killed, most likely for want of memory: it needs about "
+            "six times the checkpoint's size; use a machine with more, or a prebuilt model "
+            "(model.onnx)"
+        )
+    if result.returncode != 0 or not (output / "genai_config.json").is_file():
+        lines = "\n".join(result.stdout.strip().splitlines()[-LAST_LINES:])
+        raise BuildError(
+            f"the ONNX model builder ended with exit code {result.returncode}; it may not know "
+            f"this architecture. Its last lines:\n{lines}"
+        )
+
+
+def _fits(prebuilt: Prebuilt, hardware: Hardware) -> bool:
+    same = (prebuilt.provider, prebuilt.precision) == (hardware.provider, hardware.precision)
+    if not same or not hardware.symmetric:
+        return False
+    if hardware.precision not in (Precision.int4, Precision.int8):
+        return True
+    wanted = (hardware.block_size, hardware.accuracy_level)
+    has = (prebuilt.block_size, prebuilt.accuracy_level)
+    return all(want in (None, have) for want, have in zip(wanted, has, strict=True))

@@ -1,0 +1,141 @@
+"""The ONNX runtime's generate() API behind the ``Runtime`` interface.
+
+The only importer of onnxruntime_genai, which it imports when a model is loaded.
+"""
+
+import json
+import os
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slmflow.served.cores import thread_count
+from slmflow.served.search import SearchOptions, to_genai
+from slmflow.served.template import ChatTemplate
+
+
+class RuntimeMissing(RuntimeError):
+    """The package that runs the model is not installed, or not for this hardware."""
+
+
+class BrokenModel(RuntimeError):
+    """The folder is not an ONNX model that the runtime can load."""
+
+
+class OnnxRuntime:
+    """One ONNX model folder, loaded. Takes ready objects; ``load`` makes them."""
+
+    def __init__(
+        self, genai: Any, model: Any, tokenizer: Any, folder: Path, config: dict[str, Any]
+    ) -> None:
+        self._genai = genai
+        self._model = model
+        self._tokenizer = tokenizer
+        self._folder = folder
+        self.context_length: int = config["model"]["context_length"]
+        self.eos_ids = frozenset(int(token) for token in tokenizer.eos_token_ids)
+        self._bos_id: int | None = config["model"].get("bos_token_id")
+        self._bos_text = _bos_text(folder)
+
+    @classmethod
+    def load(
+        cls, folder: Path, provider: str = "cpu", threads: int | str = "auto"
+    ) -> "OnnxRuntime":
+        """Load a model folder onto an execution provider (cpu, cuda, dml).
+
+        ``threads`` auto counts the cores that this process has: the runtime's own default leaves
+        half of a two-core machine idle. Raises ``RuntimeMissing`` and ``BrokenModel``.
+        """
+        genai = import_genai()
+        try:
+            config = json.loads((folder / "genai_config.json").read_text("utf-8"))
+            settings = genai.Config(str(folder))
+            settings.clear_providers()
+            if provider != "cpu":
+                settings.append_provider(provider)
+            settings.overlay(_session_options(thread_count(threads)))
+            model = genai.Model(settings)
+            return cls(genai, model, genai.Tokenizer(model), folder, config)
+        except (OSError, KeyError, ValueError, RuntimeError) as error:
+            raise BrokenModel(
+                f"{folder.name} cannot be loaded by onnxruntime-genai {genai.__version__} "
+                f"with provider {provider}: {error}"
+            ) from None
+
+    def template(self) -> ChatTemplate:
+        return ChatTemplate.load(self._folder)
+
+    def encode(self, text: str, rendered: bool) -> list[int]:
+        ids = [int(token) for token in self._tokenizer.encode(text)]
+        if rendered and ids[:1] == [self._bos_id] and not self._writes_bos_once(text, ids):
+            return ids[1:]
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        if not ids:
+            return ""
+        return str(self._tokenizer.decode(np.asarray(ids, dtype=np.int32)))
+
+    def steps(
+        self, prompts: Sequence[Sequence[int]], options: SearchOptions, new_tokens: int
+    ) -> Generator[Sequence[int], None, None]:
+        longest = max(len(ids) for ids in prompts)
+        params = self._genai.GeneratorParams(self._model)
+        params.set_search_options(batch_size=len(prompts), **to_genai(options, longest, new_tokens))
+        generator = self._genai.Generator(self._model, params)
+        generator.append_tokens(self._padded(prompts, longest))
+        if options.num_beams > 1:
+            yield from self._beams(generator, len(prompts), longest)
+            return
+        while not generator.is_done():
+            generator.generate_next_token()
+            yield generator.get_next_tokens().tolist()
+
+    def _beams(
+        self, generator: Any, rows: int, longest: int
+    ) -> Generator[Sequence[int], None, None]:
+        # Beams change their past until the last step, so there is nothing to show before it.
+        while not generator.is_done():
+            generator.generate_next_token()
+        answers = [list(generator.get_sequence(row))[longest:] for row in range(rows)]
+        end = min(self.eos_ids)
+        for step in range(max(len(answer) for answer in answers)):
+            yield [int(answer[step]) if step < len(answer) else end for answer in answers]
+
+    def _padded(self, prompts: Sequence[Sequence[int]], longest: int) -> np.ndarray[Any, Any]:
+        # On the right, as the runtime's own encode_batch does: it masks the padding out.
+        padded = np.full((len(prompts), longest), self._tokenizer.pad_token_id, dtype=np.int32)
+        for row, ids in enumerate(prompts):
+            padded[row, : len(ids)] = ids
+        return padded if len(prompts) > 1 else padded[0]
+
+    def _writes_bos_once(self, text: str, ids: Sequence[int]) -> bool:
+        written = bool(self._bos_text) and text.startswith(self._bos_text)
+        return written and ids[1:2] != [self._bos_id]
+
+
+def import_genai() -> Any:
+    """The runtime's module, its telemetry switched off; raises ``RuntimeMissing``."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read once, at import
+    try:
+        import onnxruntime_genai
+    except ImportError as error:
+        raise RuntimeMissing(
+            f"onnxruntime_genai cannot be imported ({error}); install one of "
+            "onnxruntime-genai (CPU), onnxruntime-genai-cuda, onnxruntime-genai-directml"
+        ) from None
+    return onnxruntime_genai
+
+
+def _session_options(threads: int) -> str:
+    options = {"intra_op_num_threads": threads}
+    return json.dumps({"model": {"decoder": {"session_options": options}}})
+
+
+def _bos_text(folder: Path) -> str:
+    try:
+        return ChatTemplate.load(folder).special_tokens.get("bos_token", "")
+    except (OSError, ValueError):
+        return ""

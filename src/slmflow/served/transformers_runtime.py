@@ -1,0 +1,149 @@
+"""A transformers checkpoint behind the ``Runtime`` interface. Imports torch when it loads."""
+
+import queue
+import threading
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+from slmflow.served.cores import thread_count
+from slmflow.served.search import SearchOptions, to_transformers
+from slmflow.served.template import ChatTemplate
+
+
+class TransformersRuntime:
+    """One causal language model and its tokenizer, loaded."""
+
+    def __init__(self, model: Any, tokenizer: Any, folder: Path) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._folder = folder
+        self._lock = threading.Lock()  # seeds are set on torch's one global generator
+        self.context_length: int = model.config.max_position_embeddings
+        eos = model.generation_config.eos_token_id
+        self.eos_ids = frozenset([eos] if isinstance(eos, int) else eos or [])
+
+    @classmethod
+    def load(
+        cls, folder: Path, device: str = "cpu", dtype: str = "float32", threads: int | str = "auto"
+    ) -> "TransformersRuntime":
+        """Load a checkpoint folder. ``dtype`` is torch's name for it, or auto."""
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        torch.set_num_threads(thread_count(threads))
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, use_safetensors=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return cls(model.to(device).eval(), tokenizer, folder)
+
+    def template(self) -> ChatTemplate:
+        return ChatTemplate.load(self._folder)
+
+    def encode(self, text: str, rendered: bool) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=not rendered))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+
+    def steps(
+        self, prompts: Sequence[Sequence[int]], options: SearchOptions, new_tokens: int
+    ) -> Generator[Sequence[int], None, None]:
+        """``generate`` runs in a thread and hands each step's tokens over; see ``Runtime``."""
+        tokens: queue.Queue[list[int] | BaseException | None] = queue.Queue()
+        stopped = threading.Event()
+
+        def run() -> None:
+            try:
+                self._generate(prompts, options, new_tokens, tokens, stopped)
+                tokens.put(None)
+            except BaseException as error:  # handed to the caller, who is waiting
+                tokens.put(error)
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        try:
+            while (step := tokens.get()) is not None:
+                if isinstance(step, BaseException):
+                    raise step
+                yield step
+        finally:
+            stopped.set()
+            thread.join()
+
+    def _generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        options: SearchOptions,
+        new_tokens: int,
+        tokens: "queue.Queue[list[int] | BaseException | None]",
+        stopped: threading.Event,
+    ) -> None:
+        import torch
+        from transformers import GenerationConfig
+
+        input_ids, mask = self._padded(prompts)
+        beams = options.num_beams > 1
+        config = GenerationConfig(
+            **to_transformers(options, new_tokens),
+            eos_token_id=sorted(self.eos_ids),
+            pad_token_id=self._pad_id(),
+        )
+        with self._lock, torch.random.fork_rng(), torch.inference_mode():
+            if options.seed is not None:
+                torch.manual_seed(options.seed)
+            output = self._model.generate(
+                input_ids=input_ids,
+                attention_mask=mask,
+                generation_config=config,
+                streamer=None if beams else _Steps(tokens),
+                stopping_criteria=[_stop_when(stopped)],
+            )
+        if beams:  # beams change their past until the last step
+            for step in output[:, input_ids.shape[1] :].T.tolist():
+                tokens.put(step)
+
+    def _padded(self, prompts: Sequence[Sequence[int]]) -> tuple[Any, Any]:
+        # On the left: generate() continues at the end of each row.
+        import torch
+
+        longest = max(len(ids) for ids in prompts)
+        gaps = [longest - len(ids) for ids in prompts]
+        rows = zip(gaps, prompts, strict=True)
+        input_ids = torch.tensor([[self._pad_id()] * gap + list(ids) for gap, ids in rows])
+        mask = torch.tensor([[0] * gap + [1] * (longest - gap) for gap in gaps])
+        return input_ids.to(self._model.device), mask.to(self._model.device)
+
+    def _pad_id(self) -> int:
+        pad = self._tokenizer.pad_token_id
+        return int(pad) if pad is not None else min(self.eos_ids)
+
+
+class _Steps:
+    """A streamer: ``generate`` calls ``put`` with the prompt, then with each step's tokens."""
+
+    def __init__(self, tokens: "queue.Queue[list[int] | BaseException | None]") -> None:
+        self._tokens = tokens
+        self._prompt_seen = False
+
+    def put(self, value: Any) -> None:
+        if self._prompt_seen:
+            self._tokens.put(value.reshape(-1).tolist())
+        self._prompt_seen = True
+
+    def end(self) -> None:
+        """The thread says when it is done."""
+
+
+def _stop_when(stopped: threading.Event) -> Any:
+    import torch
+    from transformers import StoppingCriteria
+
+    class Stop(StoppingCriteria):  # type: ignore[misc]
+        def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+            return torch.full(
+                (input_ids.shape[0],), stopped.is_set(), dtype=torch.bool, device=input_ids.device
+            )
+
+    return Stop()

@@ -1,0 +1,96 @@
+"""Registered versions: made whole or not at all, found again by their tags."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+import mlflow
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from slmflow.errors import TrackingError
+
+RUNTIMES = ("transformers_pipeline", "custom_onnx")
+PROJECT_TAG = "slmflow"
+
+
+@dataclass(frozen=True)
+class Registered:
+    name: str
+    version: str
+    alias: str
+
+    @property
+    def uri(self) -> str:
+        return f"models:/{self.name}/{self.version}"
+
+
+def register(logged_model_uri: str, name: str, tags: Mapping[str, str], alias: str) -> Registered:
+    """Make a version of ``models:/m-...`` with its tags and point the alias at it.
+
+    Raises ``TrackingError``; then no version is left behind.
+    """
+    client = MlflowClient()
+    version: ModelVersion | None = None
+    try:
+        _ensure_registered_model(client, name)
+        model_id = logged_model_uri.removeprefix("models:/")
+        version = client.create_model_version(
+            name, logged_model_uri, tags=dict(tags), model_id=model_id
+        )
+        client.set_registered_model_alias(name, alias, version.version)
+    except BaseException as error:
+        if version is not None:
+            with suppress(MlflowException):
+                client.delete_model_version(name, version.version)
+        if not isinstance(error, MlflowException):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise TrackingError(
+            f"the model was logged and checked as {logged_model_uri}, but the registry "
+            f"{mlflow.get_registry_uri()} did not take it ({reason}); repeat the command when it "
+            "answers"
+        ) from None
+    return Registered(name, str(version.version), alias)
+
+
+def newest(name: str, runtime: str, task: str, hardware: str) -> Registered | None:
+    """The newest version of one kind that this project registered."""
+    wanted = {"runtime": runtime, "task": task, "hardware": hardware}
+    versions = [
+        version
+        for version in MlflowClient().search_model_versions(f"name='{name}'")
+        if PROJECT_TAG in version.tags and wanted.items() <= version.tags.items()
+    ]
+    if not versions:
+        return None
+    latest = max(versions, key=lambda version: int(version.version))
+    return Registered(name, str(latest.version), alias_of(runtime, hardware))
+
+
+def _ensure_registered_model(client: MlflowClient, name: str) -> None:
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def alias_of(runtime: str, hardware: str) -> str:
+    return f"candidate-{runtime}-{hardware}"
+
+
+def version_tags(uri: str) -> dict[str, str]:
+    """Tags of a ``models:/name/version`` or ``models:/name@alias``; empty for other URIs."""
+    if not uri.startswith("models:/"):
+        return {}
+    name, separator, alias = uri.removeprefix("models:/").partition("@")
+    client = MlflowClient()
+    with suppress(MlflowException):
+        if separator:
+            return dict(client.get_model_version_by_alias(name, alias).tags)
+        name, separator, number = name.partition("/")
+        if separator:
+            return dict(client.get_model_version(name, number).tags)
+    return {}

@@ -1,0 +1,96 @@
+"""The life of a run: joined or opened, and ended in the state that is true."""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import mlflow
+import yaml
+from mlflow.entities import Run, RunStatus
+from mlflow.exceptions import MlflowException
+
+from slmflow.errors import TrackingError
+
+EXPERIMENT = "slmflow"
+MADE_UP_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")  # MLflow's own: likeable-shrimp-12
+
+
+@contextmanager
+def open_run(name: str) -> Iterator[Run]:
+    """The run that ``mlflow run`` opened for this process, else a new one.
+
+    Ends FINISHED, FAILED when an error passes through, KILLED on an interrupt.
+    """
+    joins = "MLFLOW_RUN_ID" in os.environ
+    try:
+        if not joins and not _experiment_chosen():
+            mlflow.set_experiment(EXPERIMENT)
+        run = mlflow.start_run(run_name=None if joins else name)
+    except MlflowException as error:
+        raise TrackingError(_unreachable(error)) from None
+    if joins and MADE_UP_NAME.fullmatch(run.info.run_name or ""):
+        mlflow.set_tag("mlflow.runName", name)
+    with _ending_true():
+        yield run
+
+
+@contextmanager
+def open_child(name: str) -> Iterator[Run]:
+    """A run below the active one."""
+    run = mlflow.start_run(run_name=name, nested=True)
+    with _ending_true():
+        yield run
+
+
+def log_config(config: Mapping[str, Any], choices: Mapping[str, str], entry_point: str) -> None:
+    """The composed config: dotted parameters, and whole as an artifact.
+
+    ``mlflow run`` has already logged what was typed, under the same names.
+    """
+    run = mlflow.active_run()
+    assert run is not None
+    known = mlflow.get_run(run.info.run_id).data.params
+    flat = {**choices, **flatten(config)}
+    mlflow.log_params({key: value for key, value in flat.items() if key not in known})
+    mlflow.set_tag("slmflow.entry_point", entry_point)
+    mlflow.log_text(yaml.safe_dump(dict(config), sort_keys=False), "config.yaml")
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"search": {"top_k": 0}}`` to ``{"search.top_k": 0}``."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+@contextmanager
+def _ending_true() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        mlflow.end_run(RunStatus.to_string(RunStatus.KILLED))
+        raise
+    except BaseException as error:
+        mlflow.set_tag("slmflow.error", str(error)[:5000] or type(error).__name__)
+        mlflow.end_run(RunStatus.to_string(RunStatus.FAILED))
+        raise
+    mlflow.end_run()
+
+
+def _experiment_chosen() -> bool:
+    return any(os.environ.get(f"MLFLOW_EXPERIMENT_{by}") for by in ("NAME", "ID"))
+
+
+def _unreachable(error: MlflowException) -> str:
+    uri = mlflow.get_tracking_uri()
+    reason = str(error).strip().splitlines()[0]
+    hint = "is the server running, and MLFLOW_TRACKING_URI right?"
+    if "not found" in reason and uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
+        hint = "a relative sqlite path means another file in another folder: give an absolute one"
+    return f"no run can be opened on {uri} ({reason}); {hint}"

@@ -1,0 +1,201 @@
+"""READ FIRST. The story of each entry point, told as steps."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+
+from slmflow import __version__, console
+from slmflow.config.schema import (
+    CustomOnnxConfig,
+    EvaluateConfig,
+    MainConfig,
+    PackagingConfig,
+    TransformersPipelineConfig,
+)
+from slmflow.errors import ConfigError
+from slmflow.evaluation.dataset import read_dataset
+from slmflow.evaluation.evaluate import evaluate_models
+from slmflow.evaluation.show import show_comparison
+from slmflow.packaging.check import check_answer
+from slmflow.packaging.log_model import Packaging, log_onnx, log_transformers
+from slmflow.packaging.onnx_build import get_onnx
+from slmflow.packaging.target import require
+from slmflow.sources import PROJECT_ROOT, LocalModel, find_checkpoint
+from slmflow.tracking.provenance import git_commit
+from slmflow.tracking.registry import RUNTIMES, Registered, alias_of, newest, register
+from slmflow.tracking.run import log_config, open_child, open_run
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """What was typed, composed: the checked config, the same as plain values, group choices."""
+
+    config: Any
+    values: Mapping[str, Any]
+    choices: Mapping[str, str]
+
+
+def transformers_pipeline(invocation: Invocation) -> None:
+    config: TransformersPipelineConfig = invocation.config
+    require(config.hardware, "transformers_pipeline")
+    with open_run(f"transformers_pipeline {config.model.name}"):
+        log_config(invocation.values, invocation.choices, "transformers_pipeline")
+        registered = package_transformers(config)
+    _show_next(registered)
+
+
+def custom_onnx(invocation: Invocation) -> None:
+    config: CustomOnnxConfig = invocation.config
+    require(config.hardware, "custom_onnx")
+    with open_run(f"custom_onnx {config.model.name}"):
+        log_config(invocation.values, invocation.choices, "custom_onnx")
+        registered = package_onnx(config)
+    _show_next(registered)
+
+
+def evaluate(invocation: Invocation) -> None:
+    config: EvaluateConfig = invocation.config
+    dataset = read_dataset(config.data.name, _project_path(config.data.path), config.data.limit)
+    with open_run(f"evaluate {config.model.name}"):
+        log_config(invocation.values, invocation.choices, "evaluate")
+        uris = models_to_compare(config)
+        console.heading(f"evaluate {len(uris)} models on {len(dataset.examples)} questions")
+        results, agreement = evaluate_models(uris, dataset, _overrides(config))
+    show_comparison(results, agreement, dataset)
+
+
+def main(invocation: Invocation) -> None:
+    """Package both ways, then compare the two: three child runs of one parent."""
+    config: MainConfig = invocation.config
+    require(config.hardware, "transformers_pipeline")
+    require(config.hardware, "custom_onnx")
+    dataset = read_dataset(config.data.name, _project_path(config.data.path), config.data.limit)
+    with open_run(f"main {config.model.name}"):
+        log_config(invocation.values, invocation.choices, "main")
+        registered = []
+        for name, package in (
+            ("transformers_pipeline", package_transformers),
+            ("custom_onnx", package_onnx),
+        ):
+            with open_child(f"{name} {config.model.name}"):
+                log_config(invocation.values, invocation.choices, name)
+                registered.append(package(config))
+        with open_child(f"evaluate {config.model.name}"):
+            log_config(invocation.values, invocation.choices, "evaluate")
+            console.heading(f"evaluate: {len(dataset.examples)} questions of {dataset.name}")
+            results, agreement = evaluate_models([one.uri for one in registered], dataset, {})
+    show_comparison(results, agreement, dataset)
+    _show_next(*registered)
+
+
+def package_transformers(config: PackagingConfig) -> Registered:
+    """Find the checkpoint, log it, check one answer of the logged model, register it."""
+    model, hardware = config.model, config.hardware
+    console.heading(f"transformers_pipeline: {model.name} on {hardware.target}")
+    with console.step("find the checkpoint") as told:
+        weights = find_checkpoint(model.source, model.revision, console.note)
+        told += [weights.source, _short(weights.revision)]
+    settings = _settings(config) | {
+        "device": hardware.device.value,
+        "dtype": hardware.dtype.value,
+    }
+    with console.step("log the MLflow model") as told:
+        packaging = Packaging(weights, settings, model.probe.question, "transformers_pipeline")
+        info = log_transformers(packaging, hardware.dtype.value)
+        told.append(info.model_uri)
+    tags = {"dtype": hardware.dtype.value}
+    return _check_and_register(info.model_uri, config, weights, "transformers_pipeline", tags)
+
+
+def package_onnx(config: PackagingConfig) -> Registered:
+    """Get or build the ONNX model, log it, check one answer of the logged model, register it."""
+    model, hardware, task = config.model, config.hardware, config.task
+    console.heading(f"custom_onnx: {model.name}, {hardware.precision} on {hardware.target}")
+    with console.step("get the ONNX model") as told:
+        weights = get_onnx(model, hardware, console.note)
+        told += [weights.source, _short(weights.revision)]
+    settings = _settings(config) | {"provider": hardware.provider.value}
+    with console.step("log the MLflow model") as told:
+        packaging = Packaging(weights, settings, model.probe.question, "custom_onnx")
+        info = log_onnx(packaging, task.name.value, hardware.package)
+        told.append(info.model_uri)
+    tags = {"precision": hardware.precision.value, "provider": hardware.provider.value}
+    return _check_and_register(info.model_uri, config, weights, "custom_onnx", tags)
+
+
+def models_to_compare(config: EvaluateConfig) -> list[str]:
+    """The URIs that were given, else the newest version of each kind; ``ConfigError`` if none."""
+    if config.models:
+        return config.models
+    name, task, hardware = config.model.name, config.task.name.value, config.hardware.target.value
+    found = {runtime: newest(name, runtime, task, hardware) for runtime in RUNTIMES}
+    uris = [registered.uri for registered in found.values() if registered is not None]
+    if not uris:
+        raise ConfigError(
+            f"no version of {name} for task={task} and hardware={hardware} is registered on "
+            f"{mlflow.get_registry_uri()}; package one first: mlflow run . -e custom_onnx, "
+            "or give models=[URI,...]"
+        )
+    return uris
+
+
+def _settings(config: PackagingConfig) -> dict[str, Any]:
+    """The ``model_config`` that both kinds share."""
+    return {
+        "task": config.task.name.value,
+        "model": config.model.name,
+        "search": asdict(config.search),
+        "threads": config.hardware.threads,
+    }
+
+
+def _overrides(config: EvaluateConfig) -> dict[str, Any]:
+    """What evaluate changes of the models' own ``model_config``: only what was chosen."""
+    changes: dict[str, Any] = {}
+    if config.search is not None:
+        changes["search"] = asdict(config.search)
+    if config.hardware.threads != "auto":
+        changes["threads"] = config.hardware.threads
+    return changes
+
+
+def _check_and_register(
+    uri: str, config: PackagingConfig, weights: LocalModel, runtime: str, tags: dict[str, str]
+) -> Registered:
+    probe = config.model.probe
+    with console.step("check it in a fresh process") as told:
+        reply = check_answer(uri, probe)
+        told.append(f"{probe.question!r} -> {reply.text!r}")
+    hardware = config.hardware.target.value
+    about = {
+        "slmflow": __version__,
+        "runtime": runtime,
+        "task": config.task.name.value,
+        "hardware": hardware,
+        "source": weights.source,
+        "revision": weights.revision,
+        "git_commit": git_commit(PROJECT_ROOT) or "unknown",
+        **tags,
+    }
+    mlflow.set_tags(about)
+    with console.step("register it") as told:
+        registered = register(uri, config.model.name, about, alias_of(runtime, hardware))
+        told += [registered.uri, f"alias {registered.alias}"]
+    return registered
+
+
+def _show_next(*registered: Registered) -> None:
+    uri = f"models:/{registered[-1].name}@{registered[-1].alias}"
+    console.commands("next", [("", uri)])
+
+
+def _project_path(path: str) -> Path:
+    return PROJECT_ROOT / Path(path).expanduser()
+
+
+def _short(revision: str) -> str:
+    kind, separator, digest = revision.partition(":")
+    return f"{kind}:{digest[:12]}" if separator else revision[:12]
