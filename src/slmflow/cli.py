@@ -20,6 +20,7 @@ from slmflow.config.store import register
 from slmflow.errors import UserError
 from slmflow.sources import PROJECT_ROOT
 
+GROUPS = ("model", "task", "search", "hardware", "data", "experiment")
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -81,11 +82,7 @@ def _run(name: str, config: DictConfig) -> None:
         workflows.Invocation(
             config=checked,
             values=OmegaConf.to_container(config, resolve=True, enum_to_str=True),
-            choices={
-                group: choice
-                for group, choice in choices.items()
-                if choice is not None and not group.startswith(("hydra/", "schema"))
-            },
+            choices={group: choices[group] for group in GROUPS if choices.get(group) is not None},
         )
     )
 

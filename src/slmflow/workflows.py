@@ -19,6 +19,7 @@ from slmflow.errors import ConfigError
 from slmflow.evaluation.dataset import read_dataset
 from slmflow.evaluation.evaluate import evaluate_models
 from slmflow.evaluation.show import show_comparison
+from slmflow.next_commands import show_next
 from slmflow.packaging.check import check_answer
 from slmflow.packaging.log_model import Packaging, log_onnx, log_transformers
 from slmflow.packaging.onnx_build import get_onnx
@@ -44,7 +45,7 @@ def transformers_pipeline(invocation: Invocation) -> None:
     with open_run(f"transformers_pipeline {config.model.name}"):
         log_config(invocation.values, invocation.choices, "transformers_pipeline")
         registered = package_transformers(config)
-    _show_next(registered)
+    show_next([registered], config)
 
 
 def custom_onnx(invocation: Invocation) -> None:
@@ -53,7 +54,7 @@ def custom_onnx(invocation: Invocation) -> None:
     with open_run(f"custom_onnx {config.model.name}"):
         log_config(invocation.values, invocation.choices, "custom_onnx")
         registered = package_onnx(config)
-    _show_next(registered)
+    show_next([registered], config)
 
 
 def evaluate(invocation: Invocation) -> None:
@@ -88,7 +89,7 @@ def main(invocation: Invocation) -> None:
             console.heading(f"evaluate: {len(dataset.examples)} questions of {dataset.name}")
             results, agreement = evaluate_models([one.uri for one in registered], dataset, {})
     show_comparison(results, agreement, dataset)
-    _show_next(*registered)
+    show_next(registered, config)
 
 
 def package_transformers(config: PackagingConfig) -> Registered:
@@ -185,11 +186,6 @@ def _check_and_register(
         registered = register(uri, config.model.name, about, alias_of(runtime, hardware))
         told += [registered.uri, f"alias {registered.alias}"]
     return registered
-
-
-def _show_next(*registered: Registered) -> None:
-    uri = f"models:/{registered[-1].name}@{registered[-1].alias}"
-    console.commands("next", [("", uri)])
 
 
 def _project_path(path: str) -> Path:

@@ -88,6 +88,10 @@ def log_onnx(packaging: Packaging, task: str, package: str) -> ModelInfo:
                 signature=CHAT_SIGNATURE if chat else infer_signature(example, "an answer"),
                 pip_requirements=requirements(package, "jinja2"),
             )
+        # MLflow writes the folders of the machine that packaged the model, and needs neither.
+        flavor = mlflow_model.flavors["python_function"]
+        flavor["artifacts"][ARTIFACT]["uri"] = packaging.weights.source
+        flavor["model_code_path"] = Path(flavor["model_code_path"]).name
         _finish(Path(path), mlflow_model, packaging.weights.path)
 
     return _log(packaging.name, save_model)

@@ -1,5 +1,6 @@
 """The life of a run: joined or opened, and ended in the state that is true."""
 
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -53,7 +54,7 @@ def log_config(config: Mapping[str, Any], choices: Mapping[str, str], entry_poin
     assert run is not None
     known = mlflow.get_run(run.info.run_id).data.params
     flat = {**choices, **flatten(config)}
-    mlflow.log_params({key: value for key, value in flat.items() if key not in known})
+    mlflow.log_params({key: _typed(value) for key, value in flat.items() if key not in known})
     mlflow.set_tag("slmflow.entry_point", entry_point)
     mlflow.log_text(yaml.safe_dump(dict(config), sort_keys=False), "config.yaml")
 
@@ -67,6 +68,11 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def _typed(value: Any) -> str:
+    """A value as one would type it: null, true, [a, b]."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 @contextmanager

@@ -1,0 +1,100 @@
+"""What the end-to-end tests share: a tracking store of their own and one real run of everything."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+ROOT = Path(__file__).resolve().parents[1]
+TIMEOUT = 300  # seconds; a guard against hanging, no promise of speed
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """A tracking store, a cache and the environment that makes processes use them."""
+
+    folder: Path
+    environment: Mapping[str, str]
+
+    @property
+    def tracking_uri(self) -> str:
+        return self.environment["MLFLOW_TRACKING_URI"]
+
+    @property
+    def client(self) -> MlflowClient:
+        return MlflowClient(self.tracking_uri)
+
+    def mlflow_run(self, entry_point: str, *parameters: str) -> "subprocess.CompletedProcess[str]":
+        """The real thing: ``mlflow run . -e ENTRY_POINT -P KEY=VALUE ...``."""
+        command = [str(Path(sys.executable).with_name("mlflow")), "run", str(ROOT)]
+        command += ["-e", entry_point, "--env-manager", "local"]
+        for parameter in parameters:
+            command += ["-P", parameter]
+        return self.run(command)
+
+    def script(self, entry_point: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        """An entry script, called directly with Hydra's own syntax."""
+        return self.run([sys.executable, "-m", f"entrypoints.{entry_point}", *arguments])
+
+    def run(self, command: list[str], cwd: Path = ROOT) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            command,
+            cwd=cwd,
+            env=dict(self.environment),
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+        )
+
+
+def make_workplace(folder: Path, cache: Path) -> Workplace:
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("MLFLOW_", "SLMFLOW_", "HF_")) and name != "PYTHONPATH"
+    }
+    chosen = {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
+        "MLFLOW_EXPERIMENT_NAME": "tests",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "SLMFLOW_CACHE": str(cache),
+        "HF_HUB_OFFLINE": "1",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    workplace = Workplace(folder, inherited | chosen)
+    # Artifacts beside the store, not in the checkout.
+    workplace.client.create_experiment("tests", artifact_location=(folder / "artifacts").as_uri())
+    return workplace
+
+
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ONNX models are built once a session."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, shared_cache: Path) -> Workplace:
+    """An empty tracking store."""
+    return make_workplace(tmp_path, shared_cache)
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """The store after ``mlflow run . -e main`` on the demo model, and what it printed."""
+
+    workplace: Workplace
+    output: str
+
+
+@pytest.fixture(scope="session")
+def packaged(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Iterator[Packaged]:
+    workplace = make_workplace(tmp_path_factory.mktemp("main"), shared_cache)
+    result = workplace.mlflow_run("main", "data.limit=6")
+    assert result.returncode == 0, result.stdout + result.stderr
+    yield Packaged(workplace, result.stdout)
