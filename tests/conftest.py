@@ -1,8 +1,12 @@
 """What the end-to-end tests share: a tracking store of their own and one real run of everything."""
 
+import atexit
+import functools
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,9 +71,19 @@ def make_workplace(folder: Path, cache: Path) -> Workplace:
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     workplace = Workplace(folder, inherited | chosen)
+    shutil.copyfile(_empty_store(), folder / "mlflow.db")
     # Artifacts beside the store, not in the checkout.
     workplace.client.create_experiment("tests", artifact_location=(folder / "artifacts").as_uri())
     return workplace
+
+
+@functools.cache
+def _empty_store() -> Path:
+    """MLflow takes seconds to make a store; a copy of one does as well."""
+    file = Path(tempfile.mkdtemp()) / "mlflow.db"
+    atexit.register(shutil.rmtree, file.parent, ignore_errors=True)
+    MlflowClient(f"sqlite:///{file}").search_experiments()
+    return file
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,12 @@ from filelock import FileLock, Timeout
 
 
 def root() -> Path:
-    """``SLMFLOW_CACHE``, else ``~/.cache/slmflow``."""
+    """``SLMFLOW_CACHE``, else ``~/.cache/slmflow``.
+
+    Absolute: libraries take the relative path of a model for its name on a hub.
+    """
     chosen = os.environ.get("SLMFLOW_CACHE")
-    return Path(chosen) if chosen else Path.home() / ".cache" / "slmflow"
+    return Path(chosen or "~/.cache/slmflow").expanduser().absolute()
 
 
 def entry(
@@ -63,9 +67,8 @@ def intact(folder: Path) -> bool:
     try:
         recorded: dict[str, Any] = json.loads(folder.with_suffix(".json").read_text())["files"]
         present = {path.relative_to(folder).as_posix() for path in _files(folder)}
-        return present == set(recorded) and all(
-            _same(folder / name, about) for name, about in recorded.items()
-        )
+        complete = folder.is_dir() and present == set(recorded)
+        return complete and all(_same(folder / name, about) for name, about in recorded.items())
     except (OSError, ValueError, KeyError):
         return False
 
@@ -86,7 +89,8 @@ def folder_digest(folder: Path) -> str:
     """SHA-256 over names and contents: the revision of weights that have no commit."""
     total = hashlib.sha256()
     for path in _files(folder):
-        total.update(f"{path.relative_to(folder).as_posix()} {file_digest(path)}\n".encode())
+        # A name may hold anything but NUL, which therefore ends it beyond doubt.
+        total.update(f"{path.relative_to(folder).as_posix()}\0{file_digest(path)}\n".encode())
     return total.hexdigest()
 
 
@@ -107,14 +111,14 @@ def write_json(path: Path, content: Any) -> None:
     partial.replace(path)
 
 
-def _lock(path: Path, waiting: Callable[[], None]) -> FileLock:
+def _lock(path: Path, waiting: Callable[[], None]) -> AbstractContextManager[object]:
+    """Acquired already; leaving the context releases it."""
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=0)
-        lock.release()
+        return lock.acquire(timeout=0)
     except Timeout:
         waiting()
-    return lock
+        return lock.acquire()
 
 
 def _files(folder: Path) -> list[Path]:

@@ -116,6 +116,8 @@ def _silence_libraries() -> None:
     for variable, value in QUIET.items():
         os.environ.setdefault(variable, value)
     if os.environ.get("SLMFLOW_VERBOSE"):
+        logging.basicConfig(level=logging.INFO)
+        logging.getLogger("slmflow").setLevel(logging.DEBUG)
         return
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
     logging.getLogger().setLevel(logging.ERROR)

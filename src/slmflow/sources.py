@@ -77,16 +77,15 @@ def _download(
     source: str, revision: str | None, patterns: Sequence[str], announce: Announce
 ) -> LocalModel:
     """Fetch what is missing. Offline, a complete earlier download serves."""
+    import httpx
     from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import GatedRepoError
 
-    key = {"source": source, "revision": revision or "", "patterns": " ".join(patterns)}
-    record_file = cache.root() / "hub" / f"{cache.key_digest(key)}.json"
     if constants.HF_HUB_OFFLINE:
-        return _recorded(source, record_file, "HF_HUB_OFFLINE is set")
-    wanted = _ask_hub(source, revision, patterns, record_file)
-    if isinstance(wanted, LocalModel):
-        return wanted
+        return _recorded(source, revision, patterns, "HF_HUB_OFFLINE is set", announce)
+    wanted = _ask_hub(source, revision, patterns)
+    if isinstance(wanted, str):
+        return _recorded(source, revision, patterns, wanted, announce)
     commit, files = wanted
     if not files:
         raise SourceError(f"{source} at {commit} holds none of the files {', '.join(patterns)}")
@@ -96,27 +95,33 @@ def _download(
         path = snapshot_download(
             source, revision=commit, allow_patterns=sorted(files), max_workers=4
         )
-    except (HfHubHTTPError, OSError, RuntimeError) as error:
+    except GatedRepoError:  # the hub lists the files of a gated repository to everybody
+        raise _gated(source) from None
+    except (httpx.HTTPError, OSError, RuntimeError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # disk full and the like have their own message
         raise SourceError(
-            f"the download of {source} broke off ({_first_line(error)}); what has arrived is "
-            "kept, repeat the command to go on"
+            f"the download of {source} broke off ({_first_line(error)}); the files that arrived "
+            "whole are kept, repeat the command to go on with the others"
         ) from None
     _check_complete(Path(path), source, files)
-    cache.write_json(record_file, {**key, "commit": commit, "path": str(path), "files": files})
+    record = {"source": source, "commit": commit, "path": str(path), "files": files}
+    for name in {revision or "", commit}:  # for those, too, who later pin what was recorded
+        cache.write_json(_record_file(source, name, patterns), record)
     return LocalModel(Path(path), source, commit)
 
 
 def _ask_hub(
-    source: str, revision: str | None, patterns: Sequence[str], record_file: Path
-) -> tuple[str, dict[str, int]] | LocalModel:
-    """The commit that the revision means now and its files with their sizes in bytes."""
+    source: str, revision: str | None, patterns: Sequence[str]
+) -> tuple[str, dict[str, int]] | str:
+    """The commit that the revision means now and its files with their sizes in bytes.
+
+    A string says why the hub could not be asked. What it refuses raises ``SourceError``.
+    """
     import httpx
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (
         GatedRepoError,
-        HfHubHTTPError,
         HFValidationError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -131,16 +136,14 @@ def _ask_hub(
             "(model.revision=...), or null for the default branch"
         ) from None
     except GatedRepoError:
-        raise SourceError(
-            f"{source} is gated: accept its licence on its page, then set HF_TOKEN"
-        ) from None
+        raise _gated(source) from None
     except (RepositoryNotFoundError, HFValidationError):
         raise SourceError(
             f"{source} is neither a folder (looked in {PROJECT_ROOT}) nor a repository that the "
             "hub shows to you; check model.source, or set HF_TOKEN for a private one"
         ) from None
-    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
-        return _recorded(source, record_file, f"the hub does not answer ({_first_line(error)})")
+    except (httpx.HTTPError, OSError, ValueError) as error:  # ValueError: it answers no JSON
+        return f"the hub does not answer ({_first_line(error)})"
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
     depth = max(pattern.count("/") for pattern in patterns)
     names = [name for name in sizes if name.count("/") <= depth]
@@ -149,8 +152,16 @@ def _ask_hub(
     }
 
 
-def _recorded(source: str, record_file: Path, why: str) -> LocalModel:
+def _record_file(source: str, revision: str, patterns: Sequence[str]) -> Path:
+    key = {"source": source, "revision": revision, "patterns": " ".join(patterns)}
+    return cache.root() / "hub" / f"{cache.key_digest(key)}.json"
+
+
+def _recorded(
+    source: str, revision: str | None, patterns: Sequence[str], why: str, announce: Announce
+) -> LocalModel:
     try:
+        record_file = _record_file(source, revision or "", patterns)
         record: dict[str, Any] = json.loads(record_file.read_text())
         path = Path(record["path"])
         _check_complete(path, source, record["files"])
@@ -159,6 +170,8 @@ def _recorded(source: str, record_file: Path, why: str) -> LocalModel:
             f"{why}, and no complete download of {source} with this revision is on this machine; "
             "run once with a connection, or set model.source to a folder"
         ) from None
+    # Said, because the hub may have a newer one by now.
+    announce(f"{why}: taking the earlier download of {source} at {record['commit'][:12]}")
     return LocalModel(path, source, record["commit"])
 
 
@@ -167,10 +180,15 @@ def _check_complete(path: Path, source: str, files: dict[str, int]) -> None:
         file = path / name
         found = file.stat().st_size if file.is_file() else None
         if found != size:
+            # The client keeps the bytes elsewhere and links to them: a link alone comes back.
             raise SourceError(
-                f"{source}: {name} has {found} bytes, the hub says {size}; delete {file} and "
-                "repeat the command"
+                f"{source}: {name} has {found} bytes, the hub says {size}; delete "
+                f"{file.resolve()} and repeat the command"
             )
+
+
+def _gated(source: str) -> SourceError:
+    return SourceError(f"{source} is gated: accept its licence on its page, then set HF_TOKEN")
 
 
 def _first_line(error: BaseException) -> str:

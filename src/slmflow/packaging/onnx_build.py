@@ -1,5 +1,7 @@
 """The ONNX model of a config: the publisher's, where one fits, else built and kept in the cache."""
 
+import errno
+import logging
 import os
 import signal
 import subprocess
@@ -16,7 +18,7 @@ from slmflow.sources import Announce, LocalModel, find_checkpoint, find_onnx
 BUILDER = "onnxruntime_genai.models.builder"
 BUILDER_PACKAGES = ("onnxruntime-genai", "onnxruntime-genai-cuda", "onnxruntime-genai-directml")
 BLOCK_SIZE = 32  # the builder's default
-LAST_LINES = 15
+log = logging.getLogger(__name__)
 
 
 def find_prebuilt(model: Model, hardware: Hardware) -> Prebuilt | None:
@@ -82,7 +84,7 @@ def builder_version() -> str:
 def run_builder(checkpoint: Path, output: Path, hardware: Hardware) -> None:
     """Build in a process of its own: torch and the weights are gone when it ends.
 
-    Raises ``BuildError`` with the builder's last lines.
+    Raises ``BuildError`` with the builder's own last word, ``OSError`` where the disk is full.
     """
     with tempfile.TemporaryDirectory() as scratch:
         command = [sys.executable, "-m", BUILDER, "-i", str(checkpoint), "-o", str(output)]
@@ -107,10 +109,13 @@ def run_builder(checkpoint: Path, output: Path, hardware: Hardware) -> None:
             "(model.onnx)"
         )
     if result.returncode != 0 or not (output / "genai_config.json").is_file():
-        lines = "\n".join(result.stdout.strip().splitlines()[-LAST_LINES:])
+        log.debug(result.stdout)
+        if os.strerror(errno.ENOSPC) in result.stdout:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(output.parent))
+        last = (result.stdout.strip().splitlines() or ["it printed nothing"])[-1]
         raise BuildError(
-            f"the ONNX model builder ended with exit code {result.returncode}; it may not know "
-            f"this architecture. Its last lines:\n{lines}"
+            f"the ONNX model builder ended with exit code {result.returncode}: {last} "
+            "(SLMFLOW_VERBOSE=1 shows all that it printed)"
         )
 
 

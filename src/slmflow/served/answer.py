@@ -99,12 +99,18 @@ class Detokenizer:
         after = self._decode(self._ids[self._start :])
         if not complete and after.endswith("\N{REPLACEMENT CHARACTER}"):
             return ""
+        if after == before:  # a special token, say: no window may begin at a token without text
+            return ""
         self._start, self._shown = self._shown, len(self._ids)
         return after[len(before) :]
 
 
 class StopTexts:
-    """Cuts a text, given in pieces, before the first stop text in it."""
+    """Cuts a text, given in pieces, before the stop text that is complete first.
+
+    Not before the one that begins first: whether that one gets complete would depend on how much
+    text comes after the other, and so on where the pieces end.
+    """
 
     def __init__(self, stop: Sequence[str]) -> None:
         self._stop = tuple(stop)
@@ -115,10 +121,11 @@ class StopTexts:
         if not self._stop or self.met:
             return "" if self.met else piece
         text = self._held + piece
-        found = [at for stop in self._stop if (at := text.find(stop)) >= 0]
+        found = [(at + len(stop), at) for stop in self._stop if (at := text.find(stop)) >= 0]
         if found:
             self.met, self._held = True, ""
-            return text[: min(found)]
+            _, start = min(found)
+            return text[:start]
         keep = max(_overlap(text, stop) for stop in self._stop)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

@@ -45,7 +45,7 @@ def prepare(runtime: Runtime, text: str, options: SearchOptions, rendered: bool)
 def generate(runtime: Runtime, prompts: Sequence[Prompt]) -> list[Answer]:
     """One answer a prompt, in their order, however they were batched."""
     answers: list[Answer | None] = [None] * len(prompts)
-    for batch in plan_batches(prompts):
+    for batch in plan_batches(prompts, runtime.context_length):
         rows = [prompts[index] for index in batch]
         builders = [_builder(runtime, row) for row in rows]
         steps = runtime.steps(
@@ -78,7 +78,7 @@ def stream(runtime: Runtime, prompt: Prompt) -> Iterator[str | Answer]:
     yield builder.answer()
 
 
-def plan_batches(prompts: Sequence[Prompt]) -> list[list[int]]:
+def plan_batches(prompts: Sequence[Prompt], context_length: int) -> list[list[int]]:
     """Indices of the prompts that are generated together.
 
     Rows of a batch share their options and are of similar length, since the shorter ones are
@@ -91,9 +91,8 @@ def plan_batches(prompts: Sequence[Prompt]) -> list[list[int]]:
     for indices in groups.values():
         batch: list[int] = []
         for index in sorted(indices, key=lambda index: len(prompts[index].ids)):
-            longest = len(prompts[index].ids) + prompts[index].new_tokens
-            full = len(batch) == BATCH_ROWS or (len(batch) + 1) * longest > BATCH_TOKENS
-            if batch and full:
+            rows = [prompts[member] for member in (*batch, index)]
+            if batch and not _fits(rows, context_length):
                 batches.append(batch)
                 batch = []
             batch.append(index)
@@ -101,12 +100,25 @@ def plan_batches(prompts: Sequence[Prompt]) -> list[list[int]]:
     return batches
 
 
+def _fits(rows: Sequence[Prompt], context_length: int) -> bool:
+    # The longest prompt and the longest answer need not be of the same row.
+    width = max(len(row.ids) for row in rows) + max(row.new_tokens for row in rows)
+    tokens = len(rows) * width
+    return len(rows) <= BATCH_ROWS and width <= context_length and tokens <= BATCH_TOKENS
+
+
 def _group(index: int, prompt: Prompt) -> str:
     options = prompt.options
     if options.samples and options.seed is not None:
         return f"alone {index}"
-    # Lengths and stop texts are applied a row at a time, so rows may differ in them.
-    return repr(replace(options, max_new_tokens=1, max_length=None, stop=[]))
+    # Lengths and stop texts are applied a row at a time, so rows may differ in them, except where
+    # the search would take padding, often an end token, for text of the prompt,
+    looks_back = options.repetition_penalty != 1 or options.no_repeat_ngram_size > 0
+    prompt_length = len(prompt.ids) if looks_back else None
+    # and with beams: the best short answer is no piece of the best long one.
+    answer_length = prompt.new_tokens if options.num_beams > 1 else None
+    search = replace(options, max_new_tokens=1, max_length=None, stop=[])
+    return f"{search} {prompt_length} {answer_length}"
 
 
 def _builder(runtime: Runtime, prompt: Prompt) -> AnswerBuilder:

@@ -87,21 +87,21 @@ class OnnxRuntime:
         generator = self._genai.Generator(self._model, params)
         generator.append_tokens(self._padded(prompts, longest))
         if options.num_beams > 1:
-            yield from self._beams(generator, len(prompts), longest)
+            yield from self._beams(generator, len(prompts), longest, new_tokens)
             return
         while not generator.is_done():
             generator.generate_next_token()
             yield generator.get_next_tokens().tolist()
 
     def _beams(
-        self, generator: Any, rows: int, longest: int
+        self, generator: Any, rows: int, longest: int, new_tokens: int
     ) -> Generator[Sequence[int], None, None]:
         # Beams change their past until the last step, so there is nothing to show before it.
         while not generator.is_done():
             generator.generate_next_token()
         answers = [list(generator.get_sequence(row))[longest:] for row in range(rows)]
-        end = min(self.eos_ids)
-        for step in range(max(len(answer) for answer in answers)):
+        end = min(self.eos_ids)  # the sequences come without the token that ended them
+        for step in range(min(new_tokens, max(len(answer) for answer in answers) + 1)):
             yield [int(answer[step]) if step < len(answer) else end for answer in answers]
 
     def _padded(self, prompts: Sequence[Sequence[int]], longest: int) -> np.ndarray[Any, Any]:

@@ -56,9 +56,10 @@ class SearchOptions:
 
 
 def _check(options: SearchOptions) -> None:
+    new_tokens, length, stop = options.max_new_tokens, options.max_length, options.stop
     ranges: list[tuple[str, bool, str]] = [
-        ("max_new_tokens", (options.max_new_tokens or 1) >= 1, "1 or more, or null"),
-        ("max_length", (options.max_length or 2) >= 2, "2 or more, or null"),
+        ("max_new_tokens", new_tokens is None or new_tokens >= 1, "1 or more, or null"),
+        ("max_length", length is None or length >= 2, "2 or more, or null"),
         ("temperature", 0 <= options.temperature <= 100, "0 (greedy) to 100"),
         ("top_p", 0 < options.top_p <= 1, "above 0, up to 1 (every token)"),
         ("top_k", options.top_k >= 0, "0 (every token) or more"),
@@ -66,15 +67,13 @@ def _check(options: SearchOptions) -> None:
         ("no_repeat_ngram_size", options.no_repeat_ngram_size >= 0, "0 (off) or more"),
         ("num_beams", options.num_beams >= 1, "1 (no beams) or more"),
         ("seed", options.seed is None or 0 <= options.seed < 2**31, "0 to 2147483647, or null"),
-        ("stop", all(options.stop), "texts of at least one character"),
+        ("stop", not isinstance(stop, str) and all(stop), "a list of texts, none of them empty"),
     ]
-    if options.max_new_tokens == 0 or options.max_length == 0:
-        ranges.append(("max_new_tokens or max_length", False, "1 or more, or null"))
     for name, valid, allowed in ranges:
         if not valid:
-            value = getattr(options, name, 0)
+            value = getattr(options, name)
             raise ValueError(f"search.{name} is {value!r}; allowed: {allowed}")
-    if options.max_new_tokens is None and options.max_length is None:
+    if new_tokens is None and length is None:
         raise ValueError("search.max_new_tokens and search.max_length are both null; set one")
     if options.num_beams > 1 and options.samples:
         raise ValueError(

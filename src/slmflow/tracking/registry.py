@@ -10,6 +10,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from slmflow.errors import TrackingError
+from slmflow.tracking.reason import reason
 
 RUNTIMES = ("transformers_pipeline", "custom_onnx")
 PROJECT_TAG = "slmflow"
@@ -46,11 +47,10 @@ def register(logged_model_uri: str, name: str, tags: Mapping[str, str], alias: s
                 client.delete_model_version(name, version.version)
         if not isinstance(error, MlflowException):
             raise
-        reason = str(error).strip().splitlines()[0]
         raise TrackingError(
             f"the model was logged and checked as {logged_model_uri}, but the registry "
-            f"{mlflow.get_registry_uri()} did not take it ({reason}); repeat the command when it "
-            "answers"
+            f"{mlflow.get_registry_uri()} did not take it ({reason(error)}); repeat the command "
+            "when it answers"
         ) from None
     return Registered(name, str(version.version), alias)
 

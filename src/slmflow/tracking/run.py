@@ -13,6 +13,7 @@ from mlflow.entities import Run, RunStatus
 from mlflow.exceptions import MlflowException
 
 from slmflow.errors import TrackingError
+from slmflow.tracking.reason import reason
 
 EXPERIMENT = "slmflow"
 MADE_UP_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")  # MLflow's own: likeable-shrimp-12
@@ -95,8 +96,8 @@ def _experiment_chosen() -> bool:
 
 def _unreachable(error: MlflowException) -> str:
     uri = mlflow.get_tracking_uri()
-    reason = str(error).strip().splitlines()[0]
+    told = reason(error)
     hint = "is the server running, and MLFLOW_TRACKING_URI right?"
-    if "not found" in reason and uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
+    if "not found" in told and uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
         hint = "a relative sqlite path means another file in another folder: give an absolute one"
-    return f"no run can be opened on {uri} ({reason}); {hint}"
+    return f"no run can be opened on {uri} ({told}); {hint}"
