@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -86,9 +86,14 @@ def manifest(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def folder_digest(folder: Path) -> str:
-    """SHA-256 over names and contents: the revision of weights that have no commit."""
+    """SHA-256 over names and contents of every file."""
+    return files_digest(folder, [path.relative_to(folder).as_posix() for path in _files(folder)])
+
+
+def files_digest(folder: Path, names: Sequence[str]) -> str:
+    """The same over some files: the revision of weights that have no commit."""
     total = hashlib.sha256()
-    for path in _files(folder):
+    for path in (folder / name for name in sorted(names)):
         # A name may hold anything but NUL, which therefore ends it beyond doubt.
         total.update(f"{path.relative_to(folder).as_posix()}\0{file_digest(path)}\n".encode())
     return total.hexdigest()

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 
 from rich.console import Console
 from rich.markup import escape
@@ -19,8 +20,9 @@ from rich.table import Table
 WIDTH = 80  # tables must fit a terminal of this width
 
 
+@cache
 def console() -> Console:
-    """Made at each use, so that it follows a redirected stdout. Paths are never cut or wrapped."""
+    """One for all, so that a line does not run into a spinner. Paths are never cut or wrapped."""
     return Console(highlight=False, soft_wrap=True)
 
 
@@ -95,7 +97,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | No
         shown.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
         shown.add_row(*(escape(cell) for cell in row))
-    Console(highlight=False, width=WIDTH).print("", shown, sep="\n")
+    console().print("", shown, sep="\n", width=WIDTH)
 
 
 def commands(title: str, lines: Sequence[tuple[str, str]]) -> None:

@@ -1,5 +1,6 @@
 """Arguments of ``mlflow run`` to overrides of Hydra."""
 
+import re
 from collections.abc import Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -15,7 +16,7 @@ HYDRA_FLAGS = HYDRA_FLAGS_WITH_VALUE | {
 }
 
 
-LEFT_TO_CONFIG = "=default"
+LEFT_TO_CONFIG = re.compile(r"\w+=default")
 """What MLproject passes for a group that nobody chose: defaults list or experiment decide."""
 
 
@@ -28,14 +29,14 @@ def to_overrides(arguments: Sequence[str]) -> list[str]:
     rest = list(arguments)
     while rest:
         argument = rest.pop(0)
-        flag = argument.split("=", 1)[0]
-        if flag in HYDRA_FLAGS_WITH_VALUE and "=" not in argument and rest:
+        flag, separator, value = argument.partition("=")
+        if flag in HYDRA_FLAGS_WITH_VALUE and not separator and rest:
             overrides += [argument, rest.pop(0)]
-        elif argument.startswith("--") and flag not in HYDRA_FLAGS and rest:
-            overrides.append(quoted(argument[2:], rest.pop(0)))
-        elif argument and not argument.endswith(LEFT_TO_CONFIG):
+        elif argument.startswith("--") and flag not in HYDRA_FLAGS and (separator or rest):
+            overrides.append(quoted(flag[2:], value if separator else rest.pop(0)))
+        elif argument:
             overrides.append(_requoted(argument))
-    return overrides
+    return [override for override in overrides if not LEFT_TO_CONFIG.fullmatch(override)]
 
 
 def quoted(key: str, value: str) -> str:
@@ -45,8 +46,9 @@ def quoted(key: str, value: str) -> str:
         OverridesParser.create().parse_override(override)
         return override
     except HydraException:
-        escaped = value.replace("\\", "\\\\") if value.endswith("\\") else value
-        return f"{key}='" + escaped.replace("'", "\\'") + "'"
+        # Between quotes a backslash stands for itself, but before a quote for half of a pair.
+        doubled = re.sub(r"(\\+)(?='|\Z)", r"\1\1", value)
+        return f"{key}='" + doubled.replace("'", "\\'") + "'"
 
 
 def _requoted(argument: str) -> str:

@@ -8,8 +8,22 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf.errors import OmegaConfBaseException
 
 
+BARE_ERRORS = {
+    "Config group override must be a string or a list": (
+        "a group needs the name of an option, not null; leave it out for its default"
+    ),
+    "Unexpected type for root: NoneType": (
+        "a key below null cannot be set; choose an option of its group with it, "
+        "as in search=greedy search.temperature=0.5"
+    ),
+}
+"""How Hydra and OmegaConf begin what they raise as plain ValueError or AssertionError."""
+
+
 def explain(error: Exception) -> str:
     """The message for a person. Falls back on the error's own first lines."""
+    if (bare := _bare_error(error)) is not None:
+        return bare
     if isinstance(error, MissingConfigException):
         return _missing_option(error)
     if isinstance(error, OverrideParseException):
@@ -24,7 +38,8 @@ def explain(error: Exception) -> str:
 
 
 def is_config_error(error: BaseException) -> bool:
-    return isinstance(error, HydraException | OmegaConfBaseException)
+    known = isinstance(error, HydraException | OmegaConfBaseException)
+    return known or _bare_error(error) is not None
 
 
 def suggestion(word: str, known: Sequence[str]) -> str:
@@ -46,7 +61,7 @@ def _value_or_key(error: OmegaConfBaseException) -> str:
     key = str(error.full_key)
     message = _plain(str(error.msg or error))
     node = error.parent_node
-    if "not in" in message and node is not None:
+    if re.match(r"Key '.*' (is )?not in ", message) and node is not None:
         name = key.rpartition(".")[2]
         known = [str(known) for known in node]
         return (
@@ -56,6 +71,12 @@ def _value_or_key(error: OmegaConfBaseException) -> str:
     if "is not a ListConfig" in message:
         return f"{key}: a list is needed: {key}=[A,B], or {key}=\"['A, with a comma']\""
     return f"{key}: {message}"
+
+
+def _bare_error(error: BaseException) -> str | None:
+    message = str(error)
+    found = (told for begin, told in BARE_ERRORS.items() if message.startswith(begin))
+    return next(found, None)
 
 
 def _omegaconf_error(error: BaseException) -> OmegaConfBaseException | None:

@@ -137,7 +137,8 @@ class Hardware:
         _one_of("hardware.block_size", self.block_size, BLOCK_SIZES)
         _one_of("hardware.accuracy_level", self.accuracy_level, ACCURACY_LEVELS)
         _one_of("hardware.package", self.package, PACKAGES)
-        if self.threads != "auto" and not (isinstance(self.threads, int) and self.threads > 0):
+        # type(): true and false are int, too
+        if self.threads != "auto" and not (type(self.threads) is int and self.threads > 0):
             raise ValueError(
                 f"hardware.threads is {self.threads!r}; allowed: auto, or a number from 1"
             )

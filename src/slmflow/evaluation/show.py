@@ -17,9 +17,24 @@ def show_comparison(
         [_row(result) for result in results],
         title=f"{dataset.name}, {len(dataset.examples)} questions",
     )
+    console.heading("side by side")
     for (one, other), share in agreement.items():
-        console.note(f"{one} and {other} give the same answer to {share:.0%} of the questions")
+        console.note(f"{one} and {other}: same answer to {share:.0%} of the questions")
+    for result in results[1:]:
+        console.note(_against(result, results[0]))
     _show_differences(results, dataset)
+
+
+def _against(result: Result, reference: Result) -> str:
+    """What choosing the one over the other means, in a sentence."""
+    points = round(100 * (result.metrics["exact_match"] - reference.metrics["exact_match"]))
+    parts = [f"{abs(points)} points {'more' if points > 0 else 'less'} exact"]
+    if points == 0:
+        parts = ["as exact"]
+    for name, unit in (("tokens_per_second", "the tokens/s"), ("peak_memory_bytes", "the memory")):
+        if reference.metrics.get(name) and name in result.metrics:
+            parts.append(f"{result.metrics[name] / reference.metrics[name]:.2g}x {unit}")
+    return f"{result.label} against {reference.label}: {', '.join(parts)}"
 
 
 def _row(result: Result) -> list[str]:
@@ -42,10 +57,13 @@ def _show_differences(results: Sequence[Result], dataset: Dataset) -> None:
         for index in range(len(dataset.examples))
         if len({result.replies[index].text for result in results}) > 1
     ]
+    if different:
+        console.heading("answered differently, for example")
     for index in different[:SHOWN_DIFFERENCES]:
         example = dataset.examples[index]
-        answers = ", ".join(f"{r.label}: {r.replies[index].text!r}" for r in results)
-        console.note(f"{example.question!r} ({example.references[0]}) -> {answers}")
+        console.note(f"{example.question} ({example.references[0]})")
+        for result in results:
+            console.note(f"  {result.label}: {result.replies[index].text}")
 
 
 def _percent(value: float) -> str:

@@ -26,8 +26,7 @@ from slmflow.sources import LocalModel
 CHAT = "llm/v1/chat"
 ARTIFACT = "model"
 SERVED = Path(slmflow.__file__).parent / "served"
-LICENCES = "LICENSE*"
-MODEL_CARD = "README.md"
+CARD = "model_card.md"  # MLflow's name for it
 
 
 @dataclass(frozen=True)
@@ -47,15 +46,15 @@ def log_transformers(packaging: Packaging, dtype: str) -> ModelInfo:
     """
 
     def save_model(path: str, mlflow_model: Model, **_: Any) -> None:
-        with travelling_code() as code:
+        with travelling_code() as code, own_files(packaging.weights) as weights:
             mlflow.transformers.save_model(
-                transformers_model=str(packaging.weights.path),
+                transformers_model=str(weights),
                 path=path,
                 mlflow_model=mlflow_model,
                 task=CHAT,
                 torch_dtype=f"torch.{dtype}",
                 model_config=dict(packaging.settings),
-                model_card=_model_card(packaging.weights.path),
+                model_card=_model_card(packaging.weights),
                 code_paths=[str(code)],
                 input_example=chat_example(packaging.question),
                 pip_requirements=requirements("torch", "transformers", "safetensors", "jinja2"),
@@ -64,7 +63,7 @@ def log_transformers(packaging: Packaging, dtype: str) -> ModelInfo:
         mlflow_model.flavors["transformers"]["source_model_name"] = packaging.weights.source
         served = {"loader_module": "slmflow.served.transformers_model", "streamable": True}
         mlflow_model.flavors["python_function"] |= served
-        _finish(Path(path), mlflow_model, packaging.weights.path)
+        _finish(Path(path), mlflow_model, packaging.weights)
 
     return _log(packaging.name, save_model)
 
@@ -76,12 +75,12 @@ def log_onnx(packaging: Packaging, task: str, package: str) -> ModelInfo:
         chat = task == "chat"
         example = chat_example(packaging.question) if chat else {"prompt": packaging.question}
         mlflow_model.metadata = {"task": CHAT} if chat else None
-        with travelling_code() as code:
+        with travelling_code() as code, own_files(packaging.weights) as weights:
             mlflow.pyfunc.save_model(
                 path=path,
                 mlflow_model=mlflow_model,
                 python_model=str(SERVED / "onnx_model.py"),
-                artifacts={ARTIFACT: str(packaging.weights.path)},
+                artifacts={ARTIFACT: str(weights)},
                 model_config=dict(packaging.settings),
                 code_paths=[str(code)],
                 input_example=example,
@@ -92,7 +91,7 @@ def log_onnx(packaging: Packaging, task: str, package: str) -> ModelInfo:
         flavor = mlflow_model.flavors["python_function"]
         flavor["artifacts"][ARTIFACT]["uri"] = packaging.weights.source
         flavor["model_code_path"] = Path(flavor["model_code_path"]).name
-        _finish(Path(path), mlflow_model, packaging.weights.path)
+        _finish(Path(path), mlflow_model, packaging.weights)
 
     return _log(packaging.name, save_model)
 
@@ -128,6 +127,27 @@ def travelling_code() -> Iterator[Path]:
         yield package
 
 
+@contextmanager
+def own_files(weights: LocalModel) -> Iterator[Path]:
+    """A folder ``model`` with the model's own files and nothing else that lies beside them.
+
+    MLflow refuses symbolic links that lead out of a folder, and the hub's cache is made of them.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        linked = Path(folder) / ARTIFACT
+        linked.mkdir()
+        for name in weights.files:
+            _link((weights.path / name).resolve(), linked / name)
+        yield linked
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        target.hardlink_to(source)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(source, target)
+
+
 def _log(name: str, save_model: Callable[..., None]) -> ModelInfo:
     return Model.log(
         artifact_path=None,
@@ -137,21 +157,18 @@ def _log(name: str, save_model: Callable[..., None]) -> ModelInfo:
     )
 
 
-def _finish(path: Path, mlflow_model: Model, weights: Path) -> None:
+def _finish(path: Path, mlflow_model: Model, weights: LocalModel) -> None:
     """Add licence and card of the weights; MLflow's own guess at a licence names this machine."""
     (path / "LICENSE.txt").unlink(missing_ok=True)
-    for licence in weights.glob(LICENCES):
-        shutil.copyfile(licence, path / licence.name)
-    card = weights / MODEL_CARD
-    if card.is_file():
-        shutil.copyfile(card, path / "model_card.md")
+    for notice in weights.notices:
+        shutil.copyfile(notice, path / (CARD if notice.name == "README.md" else notice.name))
     mlflow_model.save(str(path / MLMODEL_FILE_NAME))
 
 
-def _model_card(weights: Path) -> Any:
+def _model_card(weights: LocalModel) -> Any:
     """An empty card keeps MLflow from asking the hub for one."""
     from huggingface_hub import ModelCard
 
-    card = weights / MODEL_CARD
-    text = card.read_text("utf-8") if card.is_file() else ""
+    cards = [notice for notice in weights.notices if notice.name == "README.md"]
+    text = cards[0].read_text("utf-8") if cards else ""
     return ModelCard(text, ignore_metadata_errors=True)

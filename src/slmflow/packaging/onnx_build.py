@@ -12,8 +12,9 @@ from pathlib import Path
 from slmflow import cache
 from slmflow.config.schema import Hardware, Model, Prebuilt, Precision, Provider
 from slmflow.errors import BuildError
+from slmflow.hub import Announce
 from slmflow.machine import installed_version
-from slmflow.sources import Announce, LocalModel, find_checkpoint, find_onnx
+from slmflow.sources import LocalModel, built_model, find_checkpoint, find_onnx
 
 BUILDER = "onnxruntime_genai.models.builder"
 BUILDER_PACKAGES = ("onnxruntime-genai", "onnxruntime-genai-cuda", "onnxruntime-genai-directml")
@@ -57,7 +58,7 @@ def build(checkpoint: LocalModel, hardware: Hardware, announce: Announce) -> Loc
         run_builder(checkpoint.path, folder, hardware)
 
     folder, _ = cache.entry("onnx", key, make, lambda: announce("another run builds it; waiting"))
-    return LocalModel(folder, checkpoint.source, checkpoint.revision)
+    return built_model(folder, checkpoint)
 
 
 def builder_options(hardware: Hardware) -> list[str]:

@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from slmflow.served.answer import Answer
@@ -123,11 +124,12 @@ def _usage(answers: Sequence[Answer]) -> dict[str, int]:
 
 
 def _messages(value: Any) -> tuple[dict[str, str], ...]:
-    if _absent(value) or isinstance(value, str | Mapping) or len(value) == 0:
+    given = _items(value)
+    if not given:
         raise RequestError(
             'messages is missing or empty; give [{"role": "user", "content": "..."}]'
         )
-    messages = tuple(_message(index, message) for index, message in enumerate(value))
+    messages = tuple(_message(index, message) for index, message in enumerate(given))
     if not any(message["content"].strip() for message in messages):
         raise RequestError("messages hold no text; give at least one word")
     return messages
@@ -151,14 +153,20 @@ def _message(index: int, message: Any) -> dict[str, str]:
 
 
 def _stop(value: Any) -> list[str]:
-    stop = [value] if isinstance(value, str) else list(value)
-    if not all(isinstance(text, str) and text for text in stop):
+    stop = [value] if isinstance(value, str) else _items(value)
+    if stop is None or not all(isinstance(text, str) and text for text in stop):
         raise RequestError("stop: give a text, or a list of texts, none of them empty")
     return stop
 
 
+def _items(value: Any) -> list[Any] | None:
+    """The items of a list, tuple or array; None for anything else."""
+    listed = isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
+    return list(value) if listed else None
+
+
 def _integer(value: Any, name: str, least: int, most: int) -> int:
-    if isinstance(value, bool) or int(value) != value or not least <= value <= most:
+    if not _is_number(value) or not least <= value <= most or int(value) != value:
         raise RequestError(f"{name} is {value!r}; allowed: whole numbers {least} to {most}")
     return int(value)
 
@@ -166,7 +174,15 @@ def _integer(value: Any, name: str, least: int, most: int) -> int:
 def _number(value: Any, name: str) -> float | int:
     if name in ("top_k", "seed"):
         return _integer(value, name, 0, 2**31 - 1)
+    if not _is_number(value):
+        raise RequestError(f"{name} is {value!r}; give a number")
     return float(value)
+
+
+def _is_number(value: Any) -> bool:
+    # Neither true and false, which Python counts with, nor more than a float can hold.
+    real = isinstance(value, Real) and not isinstance(value, bool)
+    return real and abs(value) < 2**63
 
 
 def _absent(value: Any) -> bool:

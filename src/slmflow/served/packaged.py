@@ -104,26 +104,27 @@ def _rows(data: Any, column: str) -> list[dict[str, Any]]:
     into a one-row frame whose cell is a list, which counts as two rows here.
     """
     if isinstance(data, pd.DataFrame):
-        rows = [dict(zip(data.columns, row, strict=True)) for row in data.itertuples(index=False)]
+        # Empty cells of pandas' nullable columns are pd.NA, which compares with nothing.
+        frame = data.astype(object).where(data.notna(), None)
+        rows = [dict(zip(frame.columns, row, strict=True)) for row in frame.itertuples(index=False)]
     elif isinstance(data, Mapping):
         rows = [dict(data)]
     elif isinstance(data, str):
         rows = [{column: data}]
     else:
         rows = [dict(row) if isinstance(row, Mapping) else {column: row} for row in data]
+    if rows and column not in rows[0]:
+        raise _refusal(f"no column {column!r}; got {sorted(rows[0])}")
     if column == "prompt":
         rows = [{**row, column: text} for row in rows for text in _texts(row.get(column))]
     if not rows:
         raise _refusal(f"no rows; give at least one {column}")
-    if column not in rows[0]:
-        raise _refusal(f"no column {column!r}; got {sorted(rows[0])}")
     return rows
 
 
 def _texts(cell: Any) -> list[Any]:
-    if cell is None or isinstance(cell, str):
-        return [cell]
-    return list(cell) if hasattr(cell, "__iter__") else [cell]
+    listed = hasattr(cell, "__iter__") and not isinstance(cell, str | Mapping)
+    return list(cell) if listed else [cell]
 
 
 def _refusal(message: str) -> MlflowException:
