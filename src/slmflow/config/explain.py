@@ -7,7 +7,6 @@ from difflib import get_close_matches
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
-
 BARE_ERRORS = {
     "Config group override must be a string or a list": (
         "a group needs the name of an option, not null; leave it out for its default"

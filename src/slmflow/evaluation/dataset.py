@@ -50,11 +50,11 @@ def read_dataset(name: str, path: Path, limit: int | None) -> Dataset:
         raise DataError(f"data.path={path} cannot be read: {error.strerror}") from None
     examples: list[Example] = []
     problems: list[str] = []
-    for number, line in enumerate(content.decode("utf-8", "replace").splitlines(), start=1):
+    for number, line in enumerate(content.split(b"\n"), start=1):  # texts may hold other breaks
         if not line.strip():
             continue
         try:
-            examples.append(_example(json.loads(line), number))
+            examples.append(_example(_parsed(line), number))
         except ValueError as error:
             problems.append(f"line {number}: {error}")
     if problems:
@@ -64,6 +64,13 @@ def read_dataset(name: str, path: Path, limit: int | None) -> Dataset:
     if not examples:
         raise DataError(f"{path} has no rows")
     return Dataset(name, path, hashlib.sha256(content).hexdigest(), tuple(examples[:limit]))
+
+
+def _parsed(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:  # whose own message has a "line 1" in it
+        raise ValueError(f"is no JSON: {error.msg}, column {error.colno}") from None
 
 
 def _example(row: Any, number: int) -> Example:
@@ -78,18 +85,28 @@ def _example(row: Any, number: int) -> Example:
     if not references or not _texts(references):
         raise ValueError("references must be a list of at least one text")
     messages = row.get("messages", [])
-    if "messages" in row and not (messages and all(_is_message(item) for item in messages)):
+    if "messages" in row and not _are_messages(messages):
         raise ValueError(f"messages must be role ({', '.join(ROLES)}) and content, at least one")
     if "prompt" in row and not (isinstance(row["prompt"], str) and row["prompt"].strip()):
         raise ValueError("prompt must be a text")
-    tags = {str(key): str(value) for key, value in row.get("tags", {}).items()}
+    tags = row.get("tags", {})
+    if not isinstance(tags, dict):
+        raise ValueError("tags must be an object")
     return Example(
-        str(row.get("id", number)), tuple(references), tuple(messages), row.get("prompt"), tags
+        str(row.get("id", number)),
+        tuple(references),
+        tuple(messages),
+        row.get("prompt"),
+        {key: str(value) for key, value in tags.items()},
     )
 
 
 def _texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _are_messages(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(_is_message(item) for item in value)
 
 
 def _is_message(value: Any) -> bool:
