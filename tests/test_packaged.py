@@ -20,7 +20,7 @@ from tests.fakes import FakeRuntime
 def packaged(task: str, runtime: FakeRuntime | None = None, **search: Any) -> PackagedModel:
     options = {"max_new_tokens": 60, **search}
     return PackagedModel(
-        runtime or FakeRuntime(), {"task": task, "model": "fake", "search": options, "threads": 1}
+        runtime or FakeRuntime(), {"task": task, "model": "fake", "threads": 1, **options}
     )
 
 

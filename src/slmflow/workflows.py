@@ -148,7 +148,7 @@ def _settings(config: PackagingConfig) -> dict[str, Any]:
     return {
         "task": config.task.name.value,
         "model": config.model.name,
-        "search": asdict(config.search),
+        **asdict(config.search),
         "threads": config.hardware.threads,
     }
 
@@ -157,7 +157,7 @@ def _overrides(config: EvaluateConfig) -> dict[str, Any]:
     """What evaluate changes of the models' own ``model_config``: only what was chosen."""
     changes: dict[str, Any] = {}
     if config.search is not None:
-        changes["search"] = asdict(config.search)
+        changes |= asdict(config.search)
     if config.hardware.threads != "auto":
         changes["threads"] = config.hardware.threads
     return changes

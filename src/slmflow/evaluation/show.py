@@ -21,7 +21,8 @@ def show_comparison(
     for (one, other), share in agreement.items():
         console.note(f"{one} and {other}: same answer to {share:.0%} of the questions")
     for result in results[1:]:
-        console.note(_against(result, results[0]))
+        console.note(f"{result.label} against {results[0].label}:")
+        console.note(f"  {_against(result, results[0])}")
     _show_differences(results, dataset)
 
 
@@ -34,7 +35,7 @@ def _against(result: Result, reference: Result) -> str:
     for name, unit in (("tokens_per_second", "the tokens/s"), ("peak_memory_bytes", "the memory")):
         if reference.metrics.get(name) and name in result.metrics:
             parts.append(f"{result.metrics[name] / reference.metrics[name]:.2g}x {unit}")
-    return f"{result.label} against {reference.label}: {', '.join(parts)}"
+    return ", ".join(parts)
 
 
 def _row(result: Result) -> list[str]:

@@ -13,7 +13,7 @@ from slmflow.served.packaged import PackagedModel
 
 
 class OnnxModel(PythonModel):  # type: ignore[misc]
-    """Loads the artifact ``model``; ``model_config`` holds task, model, search, provider, threads.
+    """Loads the artifact ``model``; settings as for ``PackagedModel``, with provider, threads.
 
     Any of them can be changed when the model is loaded:
     ``mlflow.pyfunc.load_model(uri, model_config={"threads": 4})``.

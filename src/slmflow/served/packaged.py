@@ -11,7 +11,7 @@ from slmflow.served import chat
 from slmflow.served.answer import Answer
 from slmflow.served.generate import Prompt, PromptError, generate, prepare, stream
 from slmflow.served.runtime import Runtime
-from slmflow.served.search import SearchOptions
+from slmflow.served.search import SEARCH_OPTIONS, SearchOptions
 from slmflow.served.template import TemplateError
 
 CHAT_TASK = "chat"
@@ -22,14 +22,16 @@ class PackagedModel:
     """Answers requests with a runtime, under the search options it was packaged with.
 
     ``settings`` is the ``model_config`` of the MLflow model: task, model (the name that answers
-    carry) and search.
+    carry) and every search option by its name, so that one alone can be changed when it is loaded.
     """
 
     def __init__(self, runtime: Runtime, settings: Mapping[str, Any]) -> None:
         self.runtime = runtime
         self.task: str = settings["task"]
         self.name: str = settings["model"]
-        self.search = SearchOptions.from_mapping(settings["search"])
+        self.search = SearchOptions.from_mapping(
+            {name: settings[name] for name in SEARCH_OPTIONS if name in settings}
+        )
         # Read once and early: a model that cannot chat says so when it is loaded.
         self.template = runtime.template() if self.task == CHAT_TASK else None
 

@@ -48,11 +48,13 @@ class SearchOptions:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> "SearchOptions":
-        known = {option.name for option in fields(cls)}
-        unknown = sorted(set(values) - known)
+        unknown = sorted(set(values) - set(SEARCH_OPTIONS))
         if unknown:
-            raise ValueError(f"search has no option {unknown}; it has {sorted(known)}")
+            raise ValueError(f"search has no option {unknown}; it has {sorted(SEARCH_OPTIONS)}")
         return cls(**values)
+
+
+SEARCH_OPTIONS = tuple(option.name for option in fields(SearchOptions))
 
 
 def _check(options: SearchOptions) -> None:

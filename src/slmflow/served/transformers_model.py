@@ -30,7 +30,7 @@ class TransformersModel:
 
 
 def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> TransformersModel:
-    """Called by MLflow; ``model_config`` holds task, model, search, device, dtype, threads."""
+    """Called by MLflow; ``model_config`` as for ``PackagedModel``, with device, dtype, threads."""
     settings = model_config or {}
     runtime = TransformersRuntime.load(
         Path(path) / WEIGHTS, settings["device"], settings["dtype"], settings["threads"]
