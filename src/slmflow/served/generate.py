@@ -1,6 +1,7 @@
 """Prompts to answers, over either runtime: many in batches, or one in pieces."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 from slmflow.served.answer import Answer, AnswerBuilder
@@ -66,13 +67,13 @@ def generate(runtime: Runtime, prompts: Sequence[Prompt]) -> list[Answer]:
 def stream(runtime: Runtime, prompt: Prompt) -> Iterator[str | Answer]:
     """Yield the answer's text in pieces as it is made, then the whole ``Answer``."""
     builder = _builder(runtime, prompt)
-    steps = runtime.steps([prompt.ids], prompt.options, prompt.new_tokens)
-    for (token,) in steps:
-        if piece := builder.push(token):
-            yield piece
-        if builder.finish_reason:
-            break
-    steps.close()
+    # Closed also when the caller stops listening half-way.
+    with closing(runtime.steps([prompt.ids], prompt.options, prompt.new_tokens)) as steps:
+        for (token,) in steps:
+            if piece := builder.push(token):
+                yield piece
+            if builder.finish_reason:
+                break
     if piece := builder.finish():
         yield piece
     yield builder.answer()

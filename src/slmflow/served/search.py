@@ -91,18 +91,7 @@ def to_genai(options: SearchOptions, prompt_tokens: int, new_tokens: int) -> dic
     a key-value cache for the model's whole context. Without ``do_sample`` the runtime ignores
     temperature. Stop texts are not the runtime's business, see ``served/answer.py``.
     """
-    values: dict[str, Any] = {
-        "max_length": prompt_tokens + new_tokens,
-        "do_sample": options.samples,
-        "repetition_penalty": options.repetition_penalty,
-        "no_repeat_ngram_size": options.no_repeat_ngram_size,
-        "num_beams": options.num_beams,
-    }
-    if options.samples:
-        values |= {"temperature": options.temperature, "top_p": options.top_p}
-        values["top_k"] = options.top_k
-    if options.num_beams > 1:
-        values |= {"length_penalty": options.length_penalty, "early_stopping": True}
+    values = {"max_length": prompt_tokens + new_tokens, **_shared(options)}
     if options.samples and options.seed is not None:
         values["random_seed"] = options.seed
     return values
@@ -111,8 +100,12 @@ def to_genai(options: SearchOptions, prompt_tokens: int, new_tokens: int) -> dic
 def to_transformers(options: SearchOptions, new_tokens: int) -> dict[str, Any]:
     """Options for ``generate`` of transformers, complete: nothing is left to the checkpoint's own
     generation config but the special tokens. The seed is set around the call."""
+    return {"max_new_tokens": new_tokens, **_shared(options)}
+
+
+def _shared(options: SearchOptions) -> dict[str, Any]:
+    """What both runtimes spell alike."""
     values: dict[str, Any] = {
-        "max_new_tokens": new_tokens,
         "do_sample": options.samples,
         "repetition_penalty": options.repetition_penalty,
         "no_repeat_ngram_size": options.no_repeat_ngram_size,
