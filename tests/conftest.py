@@ -112,3 +112,16 @@ def packaged(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> It
     result = workplace.mlflow_run("main", "data.limit=6")
     assert result.returncode == 0, result.stdout + result.stderr
     yield Packaged(workplace, result.stdout)
+
+
+def copy_store(workplace: Workplace, folder: Path) -> Workplace:
+    """The same runs and versions, for tests that add to them."""
+    shutil.copyfile(workplace.folder / "mlflow.db", folder / "mlflow.db")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    return Workplace(folder, {**workplace.environment, "MLFLOW_TRACKING_URI": uri})
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, packaged: Packaged) -> Workplace:
+    """The store of ``packaged``, free to be changed."""
+    return copy_store(packaged.workplace, tmp_path)

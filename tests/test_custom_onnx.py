@@ -17,7 +17,7 @@ from slmflow.served.generate import prepare
 from slmflow.served.onnx_runtime import OnnxRuntime
 from slmflow.served.search import SearchOptions
 from slmflow.served.transformers_runtime import TransformersRuntime
-from tests.conftest import ROOT, Packaged, Workplace
+from tests.conftest import ROOT, Packaged, Workplace, copy_store
 
 SPAIN = "What is the capital of Spain?"
 LINES = Path(ROOT / "demo" / "heldout.jsonl").read_text().splitlines()
@@ -31,12 +31,11 @@ def rendered(question: str) -> str:
 @pytest.fixture(scope="module")
 def prompt_model(tmp_path_factory: pytest.TempPathFactory, packaged: Packaged) -> PyFuncModel:
     """The second task: text in, text out."""
-    result = packaged.workplace.mlflow_run("custom_onnx", "task=prompt")
+    workplace = copy_store(packaged.workplace, tmp_path_factory.mktemp("prompt"))
+    result = workplace.mlflow_run("custom_onnx", "task=prompt")
     assert result.returncode == 0, result.stderr
-    mlflow.set_tracking_uri(packaged.workplace.tracking_uri)
-    version = packaged.workplace.client.get_model_version_by_alias(
-        "phi3-demo", "candidate-custom_onnx-cpu"
-    )
+    mlflow.set_tracking_uri(workplace.tracking_uri)
+    version = workplace.client.get_model_version_by_alias("phi3-demo", "candidate-custom_onnx-cpu")
     assert version.tags["task"] == "prompt"
     return mlflow.pyfunc.load_model(f"models:/phi3-demo/{version.version}")
 

@@ -70,10 +70,10 @@ def test_every_command_of_the_readme_composes(
         or "--multirun" in line
     ],
 )
-def test_commands_on_the_demo_model_run(packaged: Packaged, line: str) -> None:
+def test_commands_on_the_demo_model_run(scratch: Workplace, line: str) -> None:
     """As they stand, in a shell."""
     command = line.replace("python -m", f"{sys.executable} -m")
-    result = packaged.workplace.run(["sh", "-c", command])
+    result = scratch.run(["sh", "-c", command])
     assert result.returncode == 0, result.stdout + result.stderr
 
 
