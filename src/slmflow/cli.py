@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import warnings
+from contextlib import suppress
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -70,6 +71,7 @@ def run_entry_point(name: str) -> NoReturn:
         if message is None or show_traces:
             raise failure
         print(f"error: {message}", file=sys.stderr)
+        _tag_project_run(message)
     gc.freeze()  # at exit, Python would go over all of torch once more for a second and a half
     sys.exit(1 if failures else 0)
 
@@ -96,6 +98,8 @@ def _message(error: Exception) -> str | None:
         return str(error)
     if is_config_error(error):
         return explain(error)
+    if type(error).__name__ == "MlflowException":  # by name: MLflow may not be imported yet
+        return f"MLflow refuses: {str(error).strip().splitlines()[0]}"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         where = error.filename or "the disk"
         return (
@@ -103,6 +107,16 @@ def _message(error: Exception) -> str | None:
             "downloads (HF_HOME) or temporary files (TMPDIR) to another disk"
         )
     return None
+
+
+def _tag_project_run(message: str) -> None:
+    """Say on the run that `mlflow run` opened why it failed before we joined it."""
+    run_id = os.environ.get("MLFLOW_RUN_ID")  # gone once it is joined
+    if run_id:
+        from mlflow import MlflowClient
+
+        with suppress(Exception):  # the message is out; the run is FAILED in any case
+            MlflowClient().set_tag(run_id, "slmflow.error", message[:5000])
 
 
 def _exit(message: str, code: int) -> NoReturn:

@@ -34,10 +34,6 @@ def note(text: str) -> None:
     console().print(f"  {escape(text)}")
 
 
-def warn(text: str) -> None:
-    console().print(f"  [yellow]note[/] {escape(text)}")
-
-
 @contextmanager
 def step(text: str) -> Iterator[list[str]]:
     """Show a step while it runs and one line when it is done.

@@ -7,7 +7,8 @@ UserError
 ├── BuildError       the ONNX model builder failed
 ├── CheckError       the packaged model did not pass its check
 ├── DataError        an evaluation set that cannot be read
-└── TrackingError    the tracking server or registry cannot do what is asked
+├── TrackingError    the tracking server or registry cannot do what is asked
+└── AskError         a packaged model did not load or died (answering/ask.py)
 """
 
 

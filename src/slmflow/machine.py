@@ -1,4 +1,4 @@
-"""What this machine is: accelerators, memory, disk. Standard library only, nothing is imported."""
+"""Which accelerators this machine has, found without importing a runtime."""
 
 import ctypes
 import platform

@@ -1,6 +1,7 @@
 """What to type next: the exact commands for what was just registered."""
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ import mlflow
 
 from slmflow import console
 from slmflow.config.schema import PackagingConfig, TaskName
+from slmflow.sources import PROJECT_ROOT
 from slmflow.tracking.registry import Registered
 
 PORT = 5001  # the UI takes 5000
@@ -22,20 +24,23 @@ def show_next(registered: Sequence[Registered], config: PackagingConfig) -> None
     console.commands(
         "next",
         [
-            *_activate(),
+            *_prepare(),
             ("look at runs, answers and versions in the browser", _ui()),
             ("serve it", f"mlflow models serve -m {uri} --env-manager local -p {PORT}"),
             ("ask it, in another terminal", _curl(config)),
-            ("do the same for another model", "./run main -P model=qwen2_5_0_5b"),
+            ("do the same for another model", f"{PROJECT_ROOT}/run main -P model=qwen2_5_0_5b"),
         ],
     )
 
 
 def _ui() -> str:
-    uri = mlflow.get_tracking_uri()
-    if uri.startswith("http"):
-        return f"open {uri}"
-    return f"mlflow ui --backend-store-uri {uri}"
+    uri = _tracking_uri()
+    return f"open {uri}" if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+
+
+def _tracking_uri() -> str:
+    """Without the user name and password that it may hold."""
+    return re.sub(r"//[^/@]+@", "//", mlflow.get_tracking_uri())
 
 
 def _curl(config: PackagingConfig) -> str:
@@ -49,14 +54,14 @@ def _curl(config: PackagingConfig) -> str:
     )
 
 
-def _activate() -> list[tuple[str, str]]:
-    """For a virtual environment: MLflow's own commands start others by name."""
+def _prepare() -> list[tuple[str, str]]:
+    """Absolute, because `mlflow run` works in another folder than the person."""
+    commands = []
     script = Path(sys.prefix) / "bin" / "activate"
-    if not script.is_file():
-        return []
-    here = Path.cwd()
-    shown = script.relative_to(here) if script.is_relative_to(here) else script
-    return [("once in this shell: the environment", f". {shown}")]
+    if script.is_file():  # MLflow's own commands start others by name
+        commands.append(("once in this shell: the environment", f". {script}"))
+    commands.append(("and where the models are", f"export MLFLOW_TRACKING_URI={_tracking_uri()}"))
+    return commands
 
 
 def _quoted(text: str) -> str:

@@ -85,7 +85,7 @@ def _locate(
             )
         return local, None
     if Path(source).is_absolute() or source.startswith(("./", "../", "~")):
-        raise SourceError(f"there is no folder {source}")
+        raise SourceError(f"there is no folder {source}; check model.source and model.onnx.source")
     try:
         return hub.download(source, revision, patterns, announce)
     except hub.NoRepository:

@@ -22,12 +22,21 @@ from slmflow.evaluation.show import show_comparison
 from slmflow.next_commands import show_next
 from slmflow.packaging.check import check_answer
 from slmflow.packaging.log_model import Packaging, log_onnx, log_transformers
-from slmflow.packaging.onnx_build import get_onnx
+from slmflow.packaging.onnx_build import describe_quantisation, get_onnx
 from slmflow.packaging.target import require
 from slmflow.sources import PROJECT_ROOT, LocalModel, find_checkpoint
 from slmflow.tracking.provenance import git_commit
 from slmflow.tracking.registry import RUNTIMES, Registered, alias_of, newest, register
 from slmflow.tracking.run import log_config, open_child, open_run
+
+UNUSED = {
+    "transformers_pipeline": (
+        *("data", "model.onnx", "hardware.provider", "hardware.precision", "hardware.package"),
+        *("hardware.block_size", "hardware.accuracy_level", "hardware.symmetric"),
+    ),
+    "custom_onnx": ("data", "hardware.device", "hardware.dtype"),
+}
+"""Keys of the config that say nothing about what an entry point makes."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +52,8 @@ def transformers_pipeline(invocation: Invocation) -> None:
     config: TransformersPipelineConfig = invocation.config
     require(config.hardware, "transformers_pipeline")
     with open_run(f"transformers_pipeline {config.model.name}"):
-        log_config(invocation.values, invocation.choices, "transformers_pipeline")
+        name = "transformers_pipeline"
+        log_config(invocation.values, invocation.choices, name, UNUSED[name])
         registered = package_transformers(config)
     show_next([registered], config)
 
@@ -52,7 +62,8 @@ def custom_onnx(invocation: Invocation) -> None:
     config: CustomOnnxConfig = invocation.config
     require(config.hardware, "custom_onnx")
     with open_run(f"custom_onnx {config.model.name}"):
-        log_config(invocation.values, invocation.choices, "custom_onnx")
+        name = "custom_onnx"
+        log_config(invocation.values, invocation.choices, name, UNUSED[name])
         registered = package_onnx(config)
     show_next([registered], config)
 
@@ -82,7 +93,7 @@ def main(invocation: Invocation) -> None:
             ("custom_onnx", package_onnx),
         ):
             with open_child(f"{name} {config.model.name}"):
-                log_config(invocation.values, invocation.choices, name)
+                log_config(invocation.values, invocation.choices, name, UNUSED[name])
                 registered.append(package(config))
         with open_child(f"evaluate {config.model.name}"):
             log_config(invocation.values, invocation.choices, "evaluate")
@@ -124,6 +135,8 @@ def package_onnx(config: PackagingConfig) -> Registered:
         info = log_onnx(packaging, task.name.value, hardware.package)
         told.append(info.model_uri)
     tags = {"precision": hardware.precision.value, "provider": hardware.provider.value}
+    if hardware.quantised:
+        tags["quantisation"] = describe_quantisation(model, hardware)
     return _check_and_register(info.model_uri, config, weights, "custom_onnx", tags)
 
 
@@ -137,8 +150,8 @@ def models_to_compare(config: EvaluateConfig) -> list[str]:
     if not uris:
         raise ConfigError(
             f"no version of {name} for task={task} and hardware={hardware} is registered on "
-            f"{mlflow.get_registry_uri()}; package one first: mlflow run . -e custom_onnx, "
-            "or give models=[URI,...]"
+            f"{mlflow.get_registry_uri()}; package one first: mlflow run . -e custom_onnx "
+            "with the same -P model, task and hardware, or give models=[URI,...]"
         )
     return uris
 
@@ -183,7 +196,9 @@ def _check_and_register(
     }
     mlflow.set_tags(about)
     with console.step("register it") as told:
-        registered = register(uri, config.model.name, about, alias_of(runtime, hardware))
+        registered = register(
+            uri, config.model.name, about, alias_of(runtime, hardware, about["task"])
+        )
         told += [registered.uri, f"alias {registered.alias}"]
     return registered
 

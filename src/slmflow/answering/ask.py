@@ -14,11 +14,13 @@ from typing import Any
 
 import mlflow
 
+from slmflow.errors import UserError
+
 WORKER = Path(__file__).with_name("worker.py")
 LAST_LINES = 15
 
 
-class AskError(RuntimeError):
+class AskError(UserError):
     """The model did not load or died while it answered."""
 
 

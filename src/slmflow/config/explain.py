@@ -62,7 +62,7 @@ def _value_or_key(error: OmegaConfBaseException) -> str:
     node = error.parent_node
     if re.match(r"Key '.*' (is )?not in ", message) and node is not None:
         name = key.rpartition(".")[2]
-        known = [str(known) for known in node]
+        known = [str(known) for known in node if known != "hydra"]
         return (
             f"{key}: no such key{suggestion(name, known)}; "
             f"{key.rpartition('.')[0] or 'this config'} has {', '.join(known)}"

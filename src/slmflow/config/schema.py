@@ -4,6 +4,7 @@ One spelling everywhere: config key = dataclass field = override = MLflow parame
 nothing but the values: no environment, no network, no disk.
 """
 
+import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -66,6 +67,7 @@ PRECISIONS = {
 }
 """What the ONNX Runtime model builder (onnxruntime-genai 0.18) can write for a provider."""
 
+REGISTERED_NAME = re.compile(r"[\w.-]+")
 BLOCK_SIZES = (None, 16, 32, 64, 128, 256)
 ACCURACY_LEVELS = (None, 0, 1, 2, 3, 4)
 PACKAGES = ("onnxruntime-genai", "onnxruntime-genai-cuda", "onnxruntime-genai-directml")
@@ -110,6 +112,12 @@ class Model:
     revision: str | None = None  # branch, tag or commit; null: the default branch
     onnx: OnnxSource = field(default_factory=OnnxSource)
     probe: Probe = field(default_factory=Probe)
+
+    def __post_init__(self) -> None:
+        if not REGISTERED_NAME.fullmatch(self.name):
+            raise ValueError(
+                f"model.name is {self.name!r}; allowed: letters, digits, '_', '-' and '.'"
+            )
 
 
 @dataclass

@@ -14,11 +14,13 @@ from slmflow.evaluation.metrics import METRICS
 class Result:
     """One model's answers and what they are worth. Times in seconds, sizes in bytes.
 
-    ``scores`` has one list a metric, one value an example.
+    ``weights`` is their type (int4, float32), where the registry knows it. ``scores`` has one list
+    a metric, one value an example.
     """
 
     label: str
     uri: str
+    weights: str
     replies: Sequence[Reply]
     scores: Mapping[str, Sequence[float]]
     metrics: Mapping[str, float]

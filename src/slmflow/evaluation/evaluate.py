@@ -48,12 +48,14 @@ def labels(uris: Sequence[str]) -> dict[str, str]:
 
 def _evaluate(label: str, uri: str, dataset: Dataset, model_config: Mapping[str, Any]) -> Result:
     rows = [example.request for example in dataset.examples]
-    config = model_config if version_tags(uri).get("slmflow") else {}
+    tags = version_tags(uri)
+    config = model_config if "slmflow" in tags else {}
     with console.progress(f"ask {label}", total=len(rows)) as bar:
         session = ask(uri, rows, config, bar.advance)
     scores = score(session.replies, dataset.examples)
     metrics = summarize(session, scores, _size(uri))
-    return Result(label, uri, session.replies, scores, metrics)
+    weights = tags.get("precision") or tags.get("dtype") or "-"
+    return Result(label, uri, weights, session.replies, scores, metrics)
 
 
 def _size(uri: str) -> int | None:

@@ -1,9 +1,11 @@
 """Results to MLflow: metrics, every example with its scores, the dataset."""
 
 import os
+import re
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -11,10 +13,12 @@ import mlflow.genai
 import pandas as pd
 from mlflow.entities import Feedback
 from mlflow.genai.scorers import scorer
+from mlflow.models import Model
 
 from slmflow.evaluation.compare import Result
 from slmflow.evaluation.dataset import Dataset
 from slmflow.evaluation.metrics import METRICS
+from slmflow.sources import PROJECT_ROOT
 
 
 def log_dataset(dataset: Dataset) -> None:
@@ -26,7 +30,7 @@ def log_dataset(dataset: Dataset) -> None:
     )
     logged = mlflow.data.from_pandas(
         frame,
-        source=dataset.path.as_posix(),
+        source=_relative(dataset.path),
         name=dataset.name,
         targets="answer",
         digest=dataset.digest[:36],
@@ -38,7 +42,8 @@ def log_dataset(dataset: Dataset) -> None:
 def log_result(result: Result, dataset: Dataset) -> None:
     """Into the active run: the metrics, and every example with its scores for the UI."""
     mlflow.log_params({"uri": result.uri, "label": result.label})
-    mlflow.log_metrics(dict(result.metrics))
+    # Under the model, too, so that its page shows what it is worth.
+    mlflow.log_metrics(dict(result.metrics), model_id=Model.load(result.uri).model_id)
     rows = [
         {
             "inputs": example.request,
@@ -64,7 +69,7 @@ def log_comparison(
         }
     )
     mlflow.log_metrics(
-        {f"agreement/{_key(a)}~{_key(b)}".replace("~", "-"): v for (a, b), v in agreement.items()}
+        {f"agreement/{_key(a)}-{_key(b)}": share for (a, b), share in agreement.items()}
     )
     mlflow.log_table(_examples(results, dataset), "examples.json")
 
@@ -101,5 +106,11 @@ def _examples(results: Sequence[Result], dataset: Dataset) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _relative(path: Path) -> str:
+    inside = path.is_relative_to(PROJECT_ROOT)
+    return (path.relative_to(PROJECT_ROOT) if inside else path).as_posix()
+
+
 def _key(label: str) -> str:
-    return label.replace(" ", "_")
+    """What MLflow allows in the name of a metric."""
+    return re.sub(r"[^\w.-]+", "_", label)

@@ -13,11 +13,12 @@ def show_comparison(
     results: Sequence[Result], agreement: Mapping[tuple[str, str], float], dataset: Dataset
 ) -> None:
     console.table(
-        ["model", "size", "exact", "F1", "tokens/s", "1st token", "memory"],
+        ["model", "weights", "size", "exact", "tokens/s", "1st token", "memory"],
         [_row(result) for result in results],
         title=f"{dataset.name}, {len(dataset.examples)} questions",
     )
-    console.heading("side by side")
+    if len(results) > 1:
+        console.heading("side by side")
     for (one, other), share in agreement.items():
         console.note(f"{one} and {other}: same answer to {share:.0%} of the questions")
     for result in results[1:]:
@@ -42,9 +43,9 @@ def _row(result: Result) -> list[str]:
     metrics = result.metrics
     return [
         result.label,
+        result.weights,
         _cell(metrics, "size_bytes", console.size),
         _cell(metrics, "exact_match", _percent),
-        _cell(metrics, "token_f1", _percent),
         _cell(metrics, "tokens_per_second", lambda value: f"{value:.0f}"),
         _cell(metrics, "first_token_seconds_median", lambda value: f"{value * 1000:.0f} ms"),
         _cell(metrics, "peak_memory_bytes", console.size),

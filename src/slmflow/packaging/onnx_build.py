@@ -41,6 +41,12 @@ def get_onnx(model: Model, hardware: Hardware, announce: Announce) -> LocalModel
     return build(checkpoint, hardware, announce)
 
 
+def describe_quantisation(model: Model, hardware: Hardware) -> str:
+    """The folder that the publisher quantised, or what the builder was told."""
+    prebuilt = find_prebuilt(model, hardware)
+    return prebuilt.folder if prebuilt is not None else " ".join(builder_options(hardware))
+
+
 def build(checkpoint: LocalModel, hardware: Hardware, announce: Announce) -> LocalModel:
     """Run the ONNX Runtime model builder, or take what an earlier run built from the same."""
     content = checkpoint.revision.startswith("sha256:")

@@ -42,7 +42,7 @@ class TransformersRuntime:
         return ChatTemplate.load(self._folder)
 
     def encode(self, text: str, rendered: bool) -> list[int]:
-        return list(self._tokenizer.encode(text, add_special_tokens=not rendered))
+        return list(self._tokenizer.encode(text, add_special_tokens=not rendered, verbose=False))
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))

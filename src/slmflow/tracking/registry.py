@@ -66,7 +66,7 @@ def newest(name: str, runtime: str, task: str, hardware: str) -> Registered | No
     if not versions:
         return None
     latest = max(versions, key=lambda version: int(version.version))
-    return Registered(name, str(latest.version), alias_of(runtime, hardware))
+    return Registered(name, str(latest.version), alias_of(runtime, hardware, task))
 
 
 def _ensure_registered_model(client: MlflowClient, name: str) -> None:
@@ -77,8 +77,10 @@ def _ensure_registered_model(client: MlflowClient, name: str) -> None:
             raise
 
 
-def alias_of(runtime: str, hardware: str) -> str:
-    return f"candidate-{runtime}-{hardware}"
+def alias_of(runtime: str, hardware: str, task: str) -> str:
+    """Chat models have the plain name; another task must not take it from them."""
+    alias = f"candidate-{runtime}-{hardware}"
+    return alias if task == "chat" else f"{alias}-{task}"
 
 
 def version_tags(uri: str) -> dict[str, str]:

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,16 +46,25 @@ def open_child(name: str) -> Iterator[Run]:
         yield run
 
 
-def log_config(config: Mapping[str, Any], choices: Mapping[str, str], entry_point: str) -> None:
-    """The composed config: dotted parameters, and whole as an artifact.
+def log_config(
+    config: Mapping[str, Any],
+    choices: Mapping[str, str],
+    entry_point: str,
+    unused: Sequence[str] = (),
+) -> None:
+    """The composed config: dotted parameters, and whole as an artifact; choices as tags.
 
-    ``mlflow run`` has already logged what was typed, under the same names.
+    ``mlflow run`` has already logged the parameters of MLproject and what was typed. ``unused``
+    names keys, or groups of them, that mean nothing to this entry point.
     """
     run = mlflow.active_run()
     assert run is not None
     known = mlflow.get_run(run.info.run_id).data.params
     flat = {**choices, **flatten(config)}
-    mlflow.log_params({key: _typed(value) for key, value in flat.items() if key not in known})
+    skipped = {key for key in flat for name in unused if f"{key}.".startswith(f"{name}.")}
+    used = {key: _typed(flat[key]) for key in flat if key not in skipped | set(known)}
+    mlflow.log_params(used)
+    mlflow.set_tags({f"choice.{group}": choice for group, choice in choices.items()})
     mlflow.set_tag("slmflow.entry_point", entry_point)
     mlflow.log_text(yaml.safe_dump(dict(config), sort_keys=False), "config.yaml")
 
