@@ -35,7 +35,9 @@ def prompt_model(tmp_path_factory: pytest.TempPathFactory, packaged: Packaged) -
     result = workplace.mlflow_run("custom_onnx", "task=prompt")
     assert result.returncode == 0, result.stderr
     mlflow.set_tracking_uri(workplace.tracking_uri)
-    version = workplace.client.get_model_version_by_alias("phi3-demo", "candidate-custom_onnx-cpu")
+    version = workplace.client.get_model_version_by_alias(
+        "phi3-demo", "candidate-custom_onnx-cpu-prompt"
+    )
     assert version.tags["task"] == "prompt"
     return mlflow.pyfunc.load_model(f"models:/phi3-demo/{version.version}")
 

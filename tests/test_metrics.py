@@ -145,7 +145,7 @@ def test_what_a_model_does_not_tell_is_left_out_of_its_summary() -> None:
 
 
 def result(label: str, *texts: str) -> Result:
-    return Result(label, label, [Reply(text, 1.0) for text in texts], {}, {})
+    return Result(label, label, "-", [Reply(text, 1.0) for text in texts], {}, {})
 
 
 def test_agreement_is_the_share_of_equal_texts_for_every_pair() -> None:

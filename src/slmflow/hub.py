@@ -115,7 +115,7 @@ def _recorded(
     except (OSError, ValueError, KeyError, SourceError):
         raise SourceError(
             f"{why}, and no complete download of {source} with this revision is on this machine; "
-            "run once with a connection, or name a folder as the source"
+            "run once with a connection, or set model.source (model.onnx.source) to a folder"
         ) from None
     # Said, because the hub may have a newer one by now.
     announce(f"{why}: taking the earlier download of {source} at {record['commit'][:12]}")
