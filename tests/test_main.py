@@ -43,9 +43,19 @@ def test_every_run_holds_the_composed_config(packaged: Packaged) -> None:
         run = runs(packaged)[f"{name} phi3-demo"]
         assert run.data.params["search.temperature"] == "0.0"
         assert run.data.params["hardware.threads"] == "auto"
-        assert run.data.params["data.limit"] == "6"
+        assert run.data.tags["choice.model"] == "phi3_demo"
         artifacts = packaged.workplace.client.list_artifacts(run.info.run_id)
         assert "config.yaml" in [artifact.path for artifact in artifacts]
+
+
+def test_a_run_holds_only_the_parameters_that_mean_something_to_it(packaged: Packaged) -> None:
+    found = runs(packaged)
+    params = {name: found[f"{name} phi3-demo"].data.params for name in (*RUNTIMES, "evaluate")}
+    assert params["evaluate"]["data.limit"] == "6"
+    assert params["custom_onnx"]["hardware.precision"] == "int4"
+    assert params["transformers_pipeline"]["hardware.dtype"] == "float32"
+    assert not {"data.limit", "hardware.dtype"} & set(params["custom_onnx"])
+    assert not {"data.limit", "hardware.precision"} & set(params["transformers_pipeline"])
 
 
 @pytest.mark.parametrize(("runtime", "version"), [(RUNTIMES[0], 1), (RUNTIMES[1], 2)])
