@@ -8,6 +8,7 @@ UserError
 ├── CheckError       the packaged model did not pass its check
 ├── DataError        an evaluation set that cannot be read
 ├── TrackingError    the tracking server or registry cannot do what is asked
+├── ServeError       a model that cannot be served, or an address that cannot be listened on
 └── AskError         a packaged model did not load or died (answering/ask.py)
 """
 
@@ -42,3 +43,7 @@ class DataError(UserError):
 
 class TrackingError(UserError):
     """The tracking server or registry cannot do what is asked."""
+
+
+class ServeError(UserError):
+    """A model that cannot be served, or an address that cannot be listened on."""

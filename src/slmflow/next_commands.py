@@ -13,8 +13,6 @@ from slmflow.config.schema import PackagingConfig, TaskName
 from slmflow.sources import PROJECT_ROOT
 from slmflow.tracking.registry import Registered
 
-PORT = 5001  # the UI takes 5000
-
 
 def show_next(registered: Sequence[Registered], config: PackagingConfig) -> None:
     console.heading("registered")
@@ -26,11 +24,25 @@ def show_next(registered: Sequence[Registered], config: PackagingConfig) -> None
         [
             *_prepare(),
             ("look at runs, answers and versions in the browser", _ui()),
-            ("serve it", f"mlflow models serve -m {uri} --env-manager local -p {PORT}"),
-            ("ask it, in another terminal", _curl(config)),
+            ("serve it, with a page to chat", f"{PROJECT_ROOT}/run serve -P model_uri={uri}"),
             ("do the same for another model", f"{PROJECT_ROOT}/run main -P model=qwen2_5_0_5b"),
         ],
     )
+
+
+def ask_commands(address: str, model: str, task: str, question: str) -> list[tuple[str, str]]:
+    """How to ask a served model: in the browser, with curl, with OpenAI's client."""
+    chat = task == TaskName.chat
+    path = "v1/chat/completions" if chat else "v1/completions"
+    asked = {"messages": [{"role": "user", "content": question}]} if chat else {"prompt": question}
+    body = _quoted(json.dumps(asked))
+    environment = f"OPENAI_BASE_URL={address}/v1 OPENAI_API_KEY=none"
+    code = f'client.chat.completions.create(model="{model}", messages=[...])'
+    return [
+        ("in the browser", f"open {address}"),
+        ("with curl", f"curl -s {address}/{path} -H 'Content-Type: application/json' -d {body}"),
+        (f"with OpenAI's Python client: {code}", f"{environment} python"),
+    ][0 if chat else 1 : 3 if chat else 2]
 
 
 def _ui() -> str:
@@ -41,17 +53,6 @@ def _ui() -> str:
 def _tracking_uri() -> str:
     """Without the user name and password that it may hold."""
     return re.sub(r"//[^/@]+@", "//", mlflow.get_tracking_uri())
-
-
-def _curl(config: PackagingConfig) -> str:
-    question = config.model.probe.question
-    chat = config.task.name is TaskName.chat
-    row = {"messages": [{"role": "user", "content": question}]}
-    body = json.dumps(row if chat else {"dataframe_records": [{"prompt": question}]})
-    return (
-        f"curl -s 127.0.0.1:{PORT}/invocations -H 'Content-Type: application/json' "
-        f"-d {_quoted(body)}"
-    )
 
 
 def _prepare() -> list[tuple[str, str]]:

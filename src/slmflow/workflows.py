@@ -13,6 +13,7 @@ from slmflow.config.schema import (
     EvaluateConfig,
     MainConfig,
     PackagingConfig,
+    ServeConfig,
     TransformersPipelineConfig,
 )
 from slmflow.errors import ConfigError
@@ -35,6 +36,11 @@ UNUSED = {
         *("hardware.block_size", "hardware.accuracy_level", "hardware.symmetric"),
     ),
     "custom_onnx": ("data", "hardware.device", "hardware.dtype"),
+    "serve": (
+        *("model.source", "model.revision", "model.onnx", "hardware.device", "hardware.dtype"),
+        *("hardware.provider", "hardware.precision", "hardware.package", "hardware.block_size"),
+        *("hardware.accuracy_level", "hardware.symmetric"),
+    ),
 }
 """Keys of the config that say nothing about what an entry point makes."""
 
@@ -103,6 +109,17 @@ def main(invocation: Invocation) -> None:
     show_next(registered, config)
 
 
+def serve(invocation: Invocation) -> None:
+    """Put one model behind OpenAI's API until Ctrl-C."""
+    from slmflow.serving.start import start  # FastAPI is for this entry point alone
+
+    config: ServeConfig = invocation.config
+    uri = config.model_uri or newest_of(config)[-1].uri
+    with open_run(f"serve {uri.removeprefix('models:/')}"):
+        log_config(invocation.values, invocation.choices, "serve", UNUSED["serve"])
+        start(uri, config)
+
+
 def package_transformers(config: PackagingConfig) -> Registered:
     """Find the checkpoint, log it, check one answer of the logged model, register it."""
     model, hardware = config.model, config.hardware
@@ -142,18 +159,21 @@ def package_onnx(config: PackagingConfig) -> Registered:
 
 def models_to_compare(config: EvaluateConfig) -> list[str]:
     """The URIs that were given, else the newest version of each kind; ``ConfigError`` if none."""
-    if config.models:
-        return config.models
+    return config.models or [registered.uri for registered in newest_of(config)]
+
+
+def newest_of(config: EvaluateConfig | ServeConfig) -> list[Registered]:
+    """The newest version of each kind of the model; ``ConfigError`` where there is none."""
     name, task, hardware = config.model.name, config.task.name.value, config.hardware.target.value
     found = {runtime: newest(name, runtime, task, hardware) for runtime in RUNTIMES}
-    uris = [registered.uri for registered in found.values() if registered is not None]
-    if not uris:
+    versions = [registered for registered in found.values() if registered is not None]
+    if not versions:
         raise ConfigError(
             f"no version of {name} for task={task} and hardware={hardware} is registered on "
             f"{mlflow.get_registry_uri()}; package one first: mlflow run . -e custom_onnx "
-            "with the same -P model, task and hardware, or give models=[URI,...]"
+            "with the same -P model, task and hardware, or give the URI of another"
         )
-    return uris
+    return versions
 
 
 def _settings(config: PackagingConfig) -> dict[str, Any]:

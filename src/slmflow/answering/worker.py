@@ -55,7 +55,8 @@ def _asker(model: Any) -> Any:
 def _ask_chat(model: Any, row: dict[str, Any]) -> dict[str, Any]:
     request = {"messages": row.get("messages") or [{"role": "user", "content": row["prompt"]}]}
     try:
-        return _streamed(model, request, _chat_piece)
+        counted = {**request, "stream_options": {"include_usage": True}}
+        return _streamed(model, counted, _chat_piece)
     except Exception as error:
         if type(error).__name__ not in ("MlflowException", "NotImplementedError"):
             raise
@@ -110,8 +111,10 @@ def _streamed(model: Any, request: dict[str, Any], read: Any) -> dict[str, Any]:
 
 
 def _chat_piece(chunk: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    choice = chunk["choices"][0]
     told = dict(chunk.get("usage") or {})
+    if not chunk["choices"]:  # the last one, with the usage
+        return "", told
+    choice = chunk["choices"][0]
     if choice.get("finish_reason"):
         told["finish_reason"] = choice["finish_reason"]
     return choice["delta"].get("content") or "", told

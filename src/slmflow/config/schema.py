@@ -201,6 +201,44 @@ class EvaluateConfig:
 
 
 @dataclass
+class Serve:
+    host: str = "127.0.0.1"  # of the address to listen on; others than loopback need an API key
+    port: int = 8000  # 0: any that is free
+    queue: int = 64  # requests that may wait; one more is answered with 429
+    timeout: float = 300.0  # seconds from a request to its last token
+    max_body_bytes: int = 1_048_576  # of one request
+    max_new_tokens: int | None = None  # of one answer; null: what the model's context allows
+    max_choices: int = 16  # answers that one request may ask for: n of each prompt
+
+    def __post_init__(self) -> None:
+        least = {"port": 0, "queue": 1, "max_body_bytes": 1, "max_choices": 1}
+        for name, value in least.items():
+            _at_least(f"serve.{name}", getattr(self, name), value)
+        _at_least("serve.max_new_tokens", self.max_new_tokens, 1)
+        if self.port > 65_535:
+            raise ValueError(f"serve.port is {self.port}; allowed: 0 (any free one) to 65535")
+        if self.timeout <= 0:
+            raise ValueError(f"serve.timeout is {self.timeout}; allowed: seconds above 0")
+
+
+@dataclass
+class ServeConfig:
+    """Of the entry point serve."""
+
+    model: Model = MISSING
+    task: Task = MISSING
+    hardware: Hardware = MISSING
+    serve: Serve = field(default_factory=Serve)
+    model_uri: str | None = None  # null: the newest version of the model, custom_onnx first
+    trace: bool = False  # served requests as MLflow traces
+    trace_rate: float = 1.0  # share of the requests that are traced
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.trace_rate <= 1:
+            raise ValueError(f"trace_rate is {self.trace_rate}; allowed: 0 to 1 (every request)")
+
+
+@dataclass
 class MainConfig(PackagingConfig):
     """Of the entry point main."""
 
@@ -222,6 +260,11 @@ def _pair(name: str, value: Value, of: str, key: Key, table: dict[Key, tuple[Val
     if value not in table[key]:
         valid = "; ".join(f"{of}={k}: {', '.join(values)}" for k, values in table.items())
         raise ValueError(f"{name}={value} does not go with {of}={key}; valid pairs: {valid}")
+
+
+def _at_least(name: str, value: int | None, least: int) -> None:
+    if value is not None and value < least:
+        raise ValueError(f"{name} is {value}; allowed: {least} or more")
 
 
 def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:

@@ -7,6 +7,7 @@ from slmflow.config.schema import (
     CustomOnnxConfig,
     EvaluateConfig,
     MainConfig,
+    ServeConfig,
     TransformersPipelineConfig,
 )
 from slmflow.machine import detect_target
@@ -16,6 +17,7 @@ SCHEMAS = {
     "custom_onnx": CustomOnnxConfig,
     "evaluate": EvaluateConfig,
     "main": MainConfig,
+    "serve": ServeConfig,
 }
 
 

@@ -5,6 +5,7 @@ that is the documented interface for flavours, and it leaves out the validation 
 the model into this process. The check in a fresh process (``check.py``) takes its place.
 """
 
+import copy
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +18,9 @@ from typing import Any
 import mlflow
 from mlflow.models import Model, infer_signature
 from mlflow.models.model import MLMODEL_FILE_NAME, ModelInfo
+from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.llm import CHAT_MODEL_INPUT_SCHEMA, CHAT_MODEL_OUTPUT_SCHEMA
+from mlflow.types.schema import AnyType
 
 import slmflow
 from slmflow.machine import installed_version
@@ -63,6 +66,7 @@ def log_transformers(packaging: Packaging, dtype: str) -> ModelInfo:
         mlflow_model.flavors["transformers"]["source_model_name"] = packaging.weights.source
         served = {"loader_module": "slmflow.served.transformers_model", "streamable": True}
         mlflow_model.flavors["python_function"] |= served
+        _leave_checks_to_the_contract(mlflow_model)
         _finish(Path(path), mlflow_model, packaging.weights)
 
     return _log(packaging.name, save_model)
@@ -91,15 +95,31 @@ def log_onnx(packaging: Packaging, task: str, package: str) -> ModelInfo:
         flavor = mlflow_model.flavors["python_function"]
         flavor["artifacts"][ARTIFACT]["uri"] = packaging.weights.source
         flavor["model_code_path"] = Path(flavor["model_code_path"]).name
+        if chat:
+            _leave_checks_to_the_contract(mlflow_model)
         _finish(Path(path), mlflow_model, packaging.weights)
 
     return _log(packaging.name, save_model)
 
 
-CHAT_SIGNATURE = mlflow.models.ModelSignature(
-    inputs=CHAT_MODEL_INPUT_SCHEMA, outputs=CHAT_MODEL_OUTPUT_SCHEMA
+MORE_FIELDS = (
+    *(ColSpec(DataType.long, name, required=False) for name in ("max_completion_tokens", "seed")),
+    *(
+        ColSpec(AnyType(), name, required=False)
+        for name in (
+            *("response_format", "stream_options", "logprobs", "top_logprobs", "logit_bias"),
+            *("tool_choice", "parallel_tool_calls", "functions", "function_call", "audio"),
+            *("modalities", "reasoning_effort", "verbosity", "service_tier", "store", "prediction"),
+        )
+    ),
 )
-"""The signature that mlflow.transformers gives to task llm/v1/chat."""
+"""Fields of OpenAI's request that MLflow's own schema lacks. MLflow drops what a schema does not
+name before the model can honour or refuse it."""
+
+CHAT_SIGNATURE = mlflow.models.ModelSignature(
+    inputs=Schema([*CHAT_MODEL_INPUT_SCHEMA.inputs, *MORE_FIELDS]), outputs=CHAT_MODEL_OUTPUT_SCHEMA
+)
+"""The signature of MLflow's task llm/v1/chat, and every other field of the protocol."""
 
 
 def chat_example(question: str) -> dict[str, Any]:
@@ -155,6 +175,15 @@ def _log(name: str, save_model: Callable[..., None]) -> ModelInfo:
         flavor=SimpleNamespace(save_model=save_model),
         validate_serving_input=False,  # it would load the weights here
     )
+
+
+def _leave_checks_to_the_contract(mlflow_model: Model) -> None:
+    """MLflow hands ``predict`` what it was given, as it does for models with type hints.
+
+    Its own check makes a table of the rows first, and refuses those that leave fields out.
+    """
+    mlflow_model.signature = copy.deepcopy(CHAT_SIGNATURE)
+    mlflow_model.signature._is_signature_from_type_hint = True
 
 
 def _finish(path: Path, mlflow_model: Model, weights: LocalModel) -> None:

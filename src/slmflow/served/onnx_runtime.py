@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from slmflow.served.cores import thread_count
+from slmflow.served.runtime import SchemaError
 from slmflow.served.search import SearchOptions, to_genai
 from slmflow.served.template import ChatTemplate
 
@@ -78,20 +79,42 @@ class OnnxRuntime:
             return ""
         return str(self._tokenizer.decode(np.asarray(ids, dtype=np.int32)))
 
+    def check_schema(self, schema: str) -> None:
+        params = self._genai.GeneratorParams(self._model)
+        params.set_search_options(max_length=2)
+        params.set_guidance("json_schema", _guided(schema))
+        try:
+            self._genai.Generator(self._model, params)  # compiles the grammar
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0].removeprefix("Error creating grammar: ")
+            raise SchemaError(f"the JSON schema cannot be followed: {reason}") from None
+
     def steps(
-        self, prompts: Sequence[Sequence[int]], options: SearchOptions, new_tokens: int
+        self,
+        prompts: Sequence[Sequence[int]],
+        options: SearchOptions,
+        new_tokens: int,
+        schema: str | None = None,
     ) -> Generator[Sequence[int], None, None]:
         longest = max(len(ids) for ids in prompts)
         params = self._genai.GeneratorParams(self._model)
         params.set_search_options(batch_size=len(prompts), **to_genai(options, longest, new_tokens))
+        if schema is not None:
+            params.set_guidance("json_schema", _guided(schema))
         generator = self._genai.Generator(self._model, params)
         generator.append_tokens(self._padded(prompts, longest))
         if options.num_beams > 1:
             yield from self._beams(generator, len(prompts), longest, new_tokens)
             return
+        penalties = _Penalties(options) if options.penalises else None
         while not generator.is_done():
+            if penalties is not None:
+                generator.set_logits(penalties.taken_from(generator.get_logits()))
             generator.generate_next_token()
-            yield generator.get_next_tokens().tolist()
+            tokens = generator.get_next_tokens().tolist()
+            if penalties is not None:
+                penalties.count(tokens)
+            yield tokens
 
     def _beams(
         self, generator: Any, rows: int, longest: int, new_tokens: int
@@ -114,6 +137,41 @@ class OnnxRuntime:
     def _writes_bos_once(self, text: str, ids: Sequence[int]) -> bool:
         written = bool(self._bos_text) and text.startswith(self._bos_text)
         return written and ids[1:2] != [self._bos_id]
+
+
+class _Penalties:
+    """OpenAI's frequency and presence penalties, which the runtime does not have.
+
+    ``logit -= count * frequency_penalty + (count > 0) * presence_penalty``, counting what was
+    generated (https://platform.openai.com/docs/guides/text-generation).
+    """
+
+    def __init__(self, options: SearchOptions) -> None:
+        self._options = options
+        self._counts: np.ndarray[Any, Any] | None = None
+
+    def taken_from(self, logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """``logits``: rows, 1, vocabulary."""
+        if self._counts is None:
+            self._counts = np.zeros((logits.shape[0], logits.shape[-1]), dtype=logits.dtype)
+        penalty = self._counts * self._options.frequency_penalty
+        penalty += (self._counts > 0) * self._options.presence_penalty
+        logits[:, -1, :] -= penalty
+        return logits
+
+    def count(self, tokens: Sequence[int]) -> None:
+        assert self._counts is not None
+        self._counts[np.arange(len(tokens)), tokens] += 1
+
+
+def _guided(schema: str) -> str:
+    """The schema with one spelling of white space, as ``json.dumps`` has it.
+
+    With any white space allowed, a model that is unsure goes on with blanks until its tokens are
+    used up (option of llguidance, docs/json_schema.md).
+    """
+    spelling = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+    return json.dumps({**json.loads(schema), "x-guidance": spelling})
 
 
 def import_genai() -> Any:

@@ -7,6 +7,10 @@ from slmflow.served.search import SearchOptions
 from slmflow.served.template import ChatTemplate
 
 
+class SchemaError(ValueError):
+    """A JSON schema that this runtime cannot hold an answer to."""
+
+
 class Runtime(Protocol):
     """A loaded model: tokenizer, template and the loop that makes tokens."""
 
@@ -26,10 +30,20 @@ class Runtime(Protocol):
     def decode(self, ids: Sequence[int]) -> str:
         """Text without special tokens."""
 
+    def check_schema(self, schema: str) -> None:
+        """Raise ``SchemaError`` where answers cannot be held to this JSON schema."""
+
     def steps(
-        self, prompts: Sequence[Sequence[int]], options: SearchOptions, new_tokens: int
+        self,
+        prompts: Sequence[Sequence[int]],
+        options: SearchOptions,
+        new_tokens: int,
+        schema: str | None = None,
     ) -> Generator[Sequence[int], None, None]:
         """Yield one token a prompt and step, at most ``new_tokens`` times.
+
+        ``schema`` holds the answer to a JSON schema that passed ``check_schema``; such a prompt
+        comes alone.
 
         Ends early when every prompt has met an end token; what a prompt yields after its own end
         token means nothing. Closing the iterator stops the work.

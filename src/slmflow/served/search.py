@@ -20,6 +20,8 @@ class SearchOptions:
     top_k: int = 0  # 0: every token
     repetition_penalty: float = 1.0
     no_repeat_ngram_size: int = 0  # 0: off
+    frequency_penalty: float = 0.0  # taken from a token's logit for each time it was generated
+    presence_penalty: float = 0.0  # taken once from the logit of every token generated so far
     num_beams: int = 1
     length_penalty: float = 1.0  # only between beams
     seed: int | None = None
@@ -32,6 +34,10 @@ class SearchOptions:
     @property
     def samples(self) -> bool:
         return self.temperature > 0
+
+    @property
+    def penalises(self) -> bool:
+        return self.frequency_penalty != 0 or self.presence_penalty != 0
 
     def new_tokens(self, prompt_tokens: int, context_length: int) -> int:
         """Tokens that an answer to a prompt of this length may have; 0 or less: no room."""
@@ -67,6 +73,8 @@ def _check(options: SearchOptions) -> None:
         ("top_k", options.top_k >= 0, "0 (every token) or more"),
         ("repetition_penalty", options.repetition_penalty > 0, "above 0; 1 changes nothing"),
         ("no_repeat_ngram_size", options.no_repeat_ngram_size >= 0, "0 (off) or more"),
+        ("frequency_penalty", abs(options.frequency_penalty) <= 2, "-2 to 2; 0 changes nothing"),
+        ("presence_penalty", abs(options.presence_penalty) <= 2, "-2 to 2; 0 changes nothing"),
         ("num_beams", options.num_beams >= 1, "1 (no beams) or more"),
         ("seed", options.seed is None or 0 <= options.seed < 2**31, "0 to 2147483647, or null"),
         ("stop", not isinstance(stop, str) and all(stop), "a list of texts, none of them empty"),
@@ -81,6 +89,11 @@ def _check(options: SearchOptions) -> None:
         raise ValueError(
             f"search.num_beams is {options.num_beams} and search.temperature is "
             f"{options.temperature}: beams do not sample; use num_beams=1 or temperature=0"
+        )
+    if options.num_beams > 1 and options.penalises:
+        raise ValueError(
+            f"search.frequency_penalty and search.presence_penalty need search.num_beams 1; it is "
+            f"{options.num_beams}"
         )
 
 

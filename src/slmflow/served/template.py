@@ -63,7 +63,8 @@ class ChatTemplate:
                 documents=None,
                 **self.special_tokens,
             )
-        except jinja2.TemplateError as error:
+        # Templates are programs: those of the hub add texts to None, divide, index.
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
             raise TemplateError(
                 f"the model's chat template refuses the messages: {error}"
             ) from None

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from slmflow.served.cores import thread_count
+from slmflow.served.runtime import SchemaError
 from slmflow.served.search import SearchOptions, to_transformers
 from slmflow.served.template import ChatTemplate
 
@@ -47,8 +48,18 @@ class TransformersRuntime:
     def decode(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
 
+    def check_schema(self, schema: str) -> None:
+        raise SchemaError(
+            "response_format is not supported by the transformers runtime; ask the model that "
+            "custom_onnx packaged, or leave it out"
+        )
+
     def steps(
-        self, prompts: Sequence[Sequence[int]], options: SearchOptions, new_tokens: int
+        self,
+        prompts: Sequence[Sequence[int]],
+        options: SearchOptions,
+        new_tokens: int,
+        schema: str | None = None,
     ) -> Generator[Sequence[int], None, None]:
         """``generate`` runs in a thread and hands each step's tokens over; see ``Runtime``."""
         tokens: queue.Queue[list[int] | BaseException | None] = queue.Queue()
@@ -99,6 +110,7 @@ class TransformersRuntime:
                 generation_config=config,
                 streamer=None if beams else _Steps(tokens),
                 stopping_criteria=[_stop_when(stopped)],
+                logits_processor=_penalties(options, input_ids.shape[1]),
             )
         if beams:  # beams change their past until the last step
             for step in output[:, input_ids.shape[1] :].T.tolist():
@@ -134,6 +146,29 @@ class _Steps:
 
     def end(self) -> None:
         """The thread says when it is done."""
+
+
+def _penalties(options: SearchOptions, prompt_tokens: int) -> list[Any]:
+    """OpenAI's frequency and presence penalties, which transformers does not have.
+
+    ``logit -= count * frequency_penalty + (count > 0) * presence_penalty``, counting what was
+    generated (https://platform.openai.com/docs/guides/text-generation).
+    """
+    if not options.penalises:
+        return []
+    import torch
+    from transformers import LogitsProcessor
+
+    class Penalties(LogitsProcessor):  # type: ignore[misc]
+        def __call__(self, input_ids: Any, scores: Any) -> Any:
+            made = input_ids[:, prompt_tokens:]
+            counts = torch.zeros_like(scores).scatter_add_(
+                1, made, torch.ones_like(made, dtype=scores.dtype)
+            )
+            penalty = counts * options.frequency_penalty
+            return scores - penalty - (counts > 0) * options.presence_penalty
+
+    return [Penalties()]
 
 
 def _stop_when(stopped: threading.Event) -> Any:

@@ -83,16 +83,24 @@ def alias_of(runtime: str, hardware: str, task: str) -> str:
     return alias if task == "chat" else f"{alias}-{task}"
 
 
-def version_tags(uri: str) -> dict[str, str]:
-    """Tags of a ``models:/name/version`` or ``models:/name@alias``; empty for other URIs."""
+def find_version(uri: str) -> ModelVersion | None:
+    """The version of a ``models:/name/version`` or ``models:/name@alias``, with its aliases;
+    None for other URIs and for what the registry does not know."""
     if not uri.startswith("models:/"):
-        return {}
+        return None
     name, separator, alias = uri.removeprefix("models:/").partition("@")
     client = MlflowClient()
     with suppress(MlflowException):
         if separator:
-            return dict(client.get_model_version_by_alias(name, alias).tags)
+            found = client.get_model_version_by_alias(name, alias)
+            return client.get_model_version(name, found.version)  # which knows all its aliases
         name, separator, number = name.partition("/")
         if separator:
-            return dict(client.get_model_version(name, number).tags)
-    return {}
+            return client.get_model_version(name, number)
+    return None
+
+
+def version_tags(uri: str) -> dict[str, str]:
+    """Tags of a registered version; empty for other URIs."""
+    version = find_version(uri)
+    return dict(version.tags) if version is not None else {}

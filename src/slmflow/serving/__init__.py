@@ -1,0 +1,1 @@
+"""A packaged model behind OpenAI's HTTP API."""

@@ -1,0 +1,316 @@
+"""The server's side of the model's process: what waits, what runs, and what happens if it dies."""
+
+import asyncio
+import itertools
+import json
+import logging
+import math
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slmflow.errors import ServeError
+from slmflow.serving.refused import Refused
+
+WORKER = Path(__file__).with_name("worker.py")
+LINE_BYTES = 64 * 2**20  # of one message
+STOP_SECONDS = 5.0
+RESTART_SECONDS = (0.0, 1.0, 2.0, 5.0, 15.0, 30.0)
+LAST_LINES = 15
+MOST_DEATHS = 3
+log = logging.getLogger(__name__)
+
+DIED = "the model's process died while it answered this request; it is being restarted, ask again"
+STOPPING = "the server is stopping; ask again when it is back"
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the worker loads, and how."""
+
+    uri: str
+    model_config: Mapping[str, Any]
+    limits: Mapping[str, Any]
+    environment: Mapping[str, str]
+
+    def line(self) -> bytes:
+        told = {"uri": self.uri, "model_config": dict(self.model_config) or None}
+        return _line({**told, "limits": dict(self.limits)})
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What the model says of itself."""
+
+    name: str
+    task: str
+    context_length: int
+
+
+class Ask:
+    """One request on its way through the worker."""
+
+    def __init__(self, id: str, kind: str, body: Mapping[str, Any], deadline: float) -> None:
+        self.message = {"ask": id, "kind": kind, "body": body}
+        self.id = id
+        self.deadline = deadline
+        self.started = False
+        self.deaths = 0  # of workers that had read it
+        self.events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+
+
+class Engine:
+    """Keeps one worker process alive and hands requests to it.
+
+    ``capacity`` requests may wait; one more is refused with status 429. A request that is not
+    answered within ``timeout`` seconds is refused with 504 and taken back.
+    """
+
+    def __init__(self, order: Order, capacity: int, timeout: float) -> None:
+        self._order = order
+        self._capacity = capacity
+        self._timeout = timeout
+        self._asks: dict[str, Ask] = {}
+        self._ids = itertools.count()
+        self._process: asyncio.subprocess.Process | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+        self._first_load: asyncio.Future[Loaded] | None = None
+        self._recent_seconds = 1.0  # of a request, a moving average
+        self._stopping = False
+        self.loaded: Loaded | None = None
+        """None while the model is not there."""
+        self.loop: asyncio.AbstractEventLoop
+        self.task = ""
+        self.restarts = 0
+
+    @property
+    def waiting(self) -> int:
+        return sum(not ask.started for ask in self._asks.values())
+
+    @property
+    def running(self) -> int:
+        return len(self._asks) - self.waiting
+
+    @property
+    def choices(self) -> int | None:
+        """Answers that one request may ask for."""
+        return self._order.limits.get("choices")
+
+    @property
+    def worker_pid(self) -> int | None:
+        return self._process.pid if self._process is not None else None
+
+    async def start(self) -> Loaded:
+        """Load the model. Raises ``ServeError`` with the model's own message."""
+        self.loop = asyncio.get_running_loop()
+        self._first_load = self.loop.create_future()
+        self._supervisor = asyncio.create_task(self._supervise())
+        return await self._first_load
+
+    async def stop(self) -> None:
+        """End the worker; what still runs is refused."""
+        self._stopping = True
+        for ask in list(self._asks.values()):
+            self._refuse(ask, 503, STOPPING)
+        if self._process is not None and self._process.returncode is None:
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+            try:
+                await asyncio.wait_for(self._process.wait(), STOP_SECONDS)
+            except TimeoutError:
+                self._process.kill()
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._supervisor
+
+    def ask(self, kind: str, body: Mapping[str, Any], more: bool = False) -> Ask:
+        """Hand a request in; it ends with ``done`` or with ``close``. Raises ``Refused``.
+
+        ``more``: another row of a call that has its place in the queue already.
+        """
+        if self._stopping:
+            raise Refused(503, STOPPING, "server_error")
+        if not more and self.waiting >= self._capacity:
+            wait = max(1, math.ceil(self._recent_seconds))
+            raise Refused(
+                429,
+                f"{self._capacity} requests are waiting already, which is all that this server "
+                f"lets wait; try again in {wait} s",
+                "rate_limit_error",
+                code="queue_full",
+                headers={"Retry-After": str(wait)},
+            )
+        ask = Ask(str(next(self._ids)), kind, body, time.monotonic() + self._timeout)
+        self._asks[ask.id] = ask
+        if self.loaded is not None:  # else it is handed over when the model is there
+            self._send(ask.message)
+        return ask
+
+    async def accepted(self, ask: Ask) -> bool:
+        """Wait until the model has read the request; whether it streams. Raises ``Refused``."""
+        return bool((await self._event(ask, "accepted"))["stream"])
+
+    async def chunks(self, ask: Ask) -> AsyncIterator[list[dict[str, Any]]]:
+        """The chunks of a streamed response, those that are there together in one list; the
+        ``done`` message is then in ``ask.events``. Raises ``Refused``."""
+        ready: list[dict[str, Any]] = []
+        while True:
+            event = await self._event(ask, "chunk", "done")
+            if event["event"] == "chunk":
+                ready.append(event["chunk"])
+            if ready and (event["event"] == "done" or ask.events.empty()):
+                yield ready
+                ready = []
+            if event["event"] == "done":
+                ask.events.put_nowait(event)
+                return
+
+    async def done(self, ask: Ask) -> dict[str, Any]:
+        """Wait for the whole response and its times. Raises ``Refused``."""
+        event = await self._event(ask, "done")
+        self._recent_seconds += (event["seconds"] - self._recent_seconds) / 8
+        return event
+
+    def close(self, ask: Ask) -> None:
+        """Nobody waits for it any more: frees its place."""
+        if self._asks.pop(ask.id, None) is not None and self.loaded is not None:
+            self._send({"cancel": ask.id})
+
+    async def _event(self, ask: Ask, *kinds: str) -> dict[str, Any]:
+        """The next event of one of these kinds."""
+        while True:
+            try:
+                async with asyncio.timeout(max(0.0, ask.deadline - time.monotonic())):
+                    event = await ask.events.get()
+            except TimeoutError:
+                self.close(ask)
+                raise Refused(
+                    504,
+                    f"the answer was not complete within {self._timeout:g} s "
+                    "(serve.timeout); ask for less, or again when fewer requests wait",
+                    "timeout_error",
+                    code="deadline_exceeded",
+                ) from None
+            if event["event"] == "error":
+                raise Refused.of(event["status"], event["error"])
+            if event["event"] in kinds:
+                return event
+
+    def _send(self, message: Mapping[str, Any]) -> None:
+        process = self._process
+        if process is not None and process.stdin is not None and not process.stdin.is_closing():
+            process.stdin.write(_line(message))
+
+    async def _supervise(self) -> None:
+        """Start the worker, and again whenever it ends."""
+        attempt = 0
+        while not self._stopping:
+            with tempfile.TemporaryFile() as errors:
+                was_loaded = await self._one_life(errors)
+                code = self._process.returncode if self._process is not None else None
+                self._bury(_last_lines(errors), code)
+            if self._stopping:
+                return
+            self.restarts += 1
+            attempt = 0 if was_loaded else attempt + 1
+            await asyncio.sleep(RESTART_SECONDS[min(attempt, len(RESTART_SECONDS) - 1)])
+
+    async def _one_life(self, errors: Any) -> bool:
+        """One worker process, from its start to its end. Whether it loaded the model."""
+        # -P: the folder of the script stays off sys.path; the working folder never was on it.
+        self._process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-P", str(WORKER)),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=errors,
+            env=dict(self._order.environment),
+            limit=LINE_BYTES,
+        )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(self._order.line())
+        was_loaded = False
+        async for line in self._process.stdout:
+            event = json.loads(line)
+            if event["event"] == "loaded":
+                was_loaded = True
+                self._hand_over(event)
+            elif event["event"] == "failed":
+                self._failed_to_load(event["error"])
+            else:
+                self._hear(event)
+        await self._process.wait()
+        return was_loaded
+
+    def _hand_over(self, event: Mapping[str, Any]) -> None:
+        """The model is there: it gets all that waits."""
+        self.loaded = Loaded(event["name"], event["task"], event["context_length"])
+        self.task = self.loaded.task
+        if self._first_load is not None and not self._first_load.done():
+            self._first_load.set_result(self.loaded)
+        for ask in self._asks.values():
+            self._send(ask.message)
+
+    def _failed_to_load(self, error: str) -> None:
+        log.error("the model did not load: %s", error)
+        if self._first_load is not None and not self._first_load.done():
+            self._stopping = True
+            self._first_load.set_exception(
+                ServeError(f"{self._order.uri} cannot be served: {error}")
+            )
+
+    def _hear(self, event: dict[str, Any]) -> None:
+        ask = self._asks.get(event["id"])
+        if ask is None:
+            return  # taken back meanwhile
+        if event["event"] == "started":
+            ask.started = True
+        elif event["event"] in ("done", "error"):
+            del self._asks[ask.id]
+        ask.events.put_nowait(event)
+
+    def _bury(self, last_lines: str, code: int | None) -> None:
+        """The worker ended: what it was answering is lost, what waits goes on with the next."""
+        self.loaded = None
+        if self._stopping:
+            return
+        how = "was killed" if code == -signal.SIGKILL else f"ended with exit code {code}"
+        log.error("the model's process %s; starting it again\n%s", how, last_lines)
+        if self._first_load is not None and not self._first_load.done():
+            self._stopping = True
+            why = f"{how}, most likely for want of memory" if "killed" in how else how
+            told = f"{self._order.uri} cannot be served: its process {why}\n{last_lines}"
+            self._first_load.set_exception(ServeError(told.strip()))
+        for ask in list(self._asks.values()):
+            ask.deaths += 1
+            if ask.started or ask.deaths == MOST_DEATHS:  # it may be what kills them
+                self._refuse(ask, 503, DIED)
+
+    def _refuse(self, ask: Ask, status: int, message: str) -> None:
+        self._asks.pop(ask.id, None)
+        error = {"message": message, "type": "server_error", "param": None, "code": None}
+        ask.events.put_nowait({"event": "error", "status": status, "error": error})
+
+
+def worker_environment(changes: Mapping[str, str]) -> dict[str, str]:
+    """Of a process that sees the tracking server, but neither a run nor this repository."""
+    hidden = ("PYTHONPATH", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "SLMFLOW_API_KEY")
+    kept = {name: value for name, value in os.environ.items() if name not in hidden}
+    return kept | dict(changes)
+
+
+def _line(message: Mapping[str, Any]) -> bytes:
+    return json.dumps(message).encode() + b"\n"
+
+
+def _last_lines(errors: Any) -> str:
+    errors.seek(0)
+    text: str = errors.read().decode("utf-8", "replace")
+    return "\n".join(text.strip().splitlines()[-LAST_LINES:])

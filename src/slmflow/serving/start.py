@@ -1,0 +1,106 @@
+"""The steps of the entry point serve: load the model, listen, say how to ask it."""
+
+import asyncio
+import ipaddress
+import os
+import socket
+import time
+from contextlib import suppress
+from typing import Any
+
+import mlflow
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.models import Model
+
+from slmflow import console
+from slmflow.config.schema import ServeConfig
+from slmflow.next_commands import ask_commands
+from slmflow.serving.app import Identity, create_app
+from slmflow.serving.engine import Engine, Loaded, Order, worker_environment
+from slmflow.serving.metrics import Metrics
+from slmflow.serving.server import API_KEY, Server, access, address_of, listen
+from slmflow.serving.tracing import NoTracer, Tracer
+from slmflow.tracking.registry import find_version
+
+
+def start(uri: str, config: ServeConfig) -> None:
+    """Serve until Ctrl-C or SIGTERM, within the active run. Raises ``ServeError``."""
+    bound = listen(config.serve)
+    version = find_version(uri)
+    if version is not None:  # the same one after a restart, wherever an alias points by then
+        uri = f"models:/{version.name}/{version.version}"
+    console.heading(f"serve {uri}")
+    mlflow.set_tag("served_model", uri)
+    with suppress(KeyboardInterrupt):  # how a server ends
+        asyncio.run(_serve(uri, version, config, bound))
+
+
+async def _serve(
+    uri: str, version: ModelVersion | None, config: ServeConfig, bound: socket.socket
+) -> None:
+    settings = config.serve
+    engine = Engine(_order(uri, version, config), settings.queue, settings.timeout)
+    try:
+        with console.step("load it in a process of its own"):
+            loaded = await engine.start()
+        metadata = Model.load(uri)
+        app = create_app(
+            engine,
+            _identity(uri, version, loaded),
+            access(settings, bound),
+            metadata,
+            Metrics(),
+            _tracer(config, uri, metadata),
+        )
+        server = Server(app, settings, lambda: _say_listening(bound, loaded, config))
+        await server.serve(sockets=[bound])
+    finally:
+        await engine.stop()
+
+
+def _order(uri: str, version: ModelVersion | None, config: ServeConfig) -> Order:
+    changes: dict[str, Any] = {}
+    if version is not None:  # it may have been registered again under another name
+        changes["model"] = version.name
+    if config.hardware.threads != "auto":
+        changes["threads"] = config.hardware.threads
+    limits = {"new_tokens": config.serve.max_new_tokens, "choices": config.serve.max_choices}
+    environment = {
+        "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
+        "MLFLOW_REGISTRY_URI": mlflow.get_registry_uri(),
+    }
+    return Order(uri, changes, limits, worker_environment(environment))
+
+
+def _identity(uri: str, version: ModelVersion | None, loaded: Loaded) -> Identity:
+    about: dict[str, Any] = {"task": loaded.task, "context_length": loaded.context_length}
+    if version is None:
+        return Identity(loaded.name, uri, int(time.time()), frozenset({loaded.name, uri}), about)
+    name = version.name
+    names = {name, uri, f"{name}/{version.version}"}
+    for alias in version.aliases:
+        names |= {f"{name}@{alias}", f"models:/{name}@{alias}"}
+    about = {"version": str(version.version), **about}
+    created = int(version.creation_timestamp) // 1000
+    return Identity(name, uri, created, frozenset(names), about)
+
+
+def _tracer(config: ServeConfig, uri: str, metadata: Model) -> Tracer | NoTracer:
+    if not config.trace:
+        return NoTracer()
+    run = mlflow.active_run()
+    assert run is not None
+    about = {"mlflow.sourceRun": run.info.run_id, "slmflow.served_model": uri}
+    if metadata.model_id is not None:
+        about["mlflow.modelId"] = metadata.model_id
+    return Tracer(config.trace_rate, run.info.experiment_id, about)
+
+
+def _say_listening(bound: socket.socket, loaded: Loaded, config: ServeConfig) -> None:
+    address = address_of(bound)
+    console.note(f"listening on {address}; Ctrl-C ends it when what runs is answered")
+    reachable = not ipaddress.ip_address(bound.getsockname()[0]).is_loopback
+    if reachable and not os.environ.get(API_KEY):
+        console.note(f"whoever reaches this address can ask it; set {API_KEY} to want a key")
+    commands = ask_commands(address, loaded.name, loaded.task, config.model.probe.question)
+    console.commands("ask it, in another terminal", commands)

@@ -1,0 +1,124 @@
+"""Served requests as MLflow traces, off the requests' path.
+
+A thread takes them from a bounded queue. A tracking server that is slow or away fills the queue,
+and what does not fit is counted and dropped: no answer waits for a trace.
+"""
+
+import logging
+import os
+import queue
+import random
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+QUEUE = 1_000
+CLOSE_SECONDS = 5.0
+log = logging.getLogger(__name__)
+
+
+class Served:
+    """One request as it was served. Times in nanoseconds since 1970."""
+
+    def __init__(self, kind: str, started_ns: int) -> None:
+        self.kind = kind
+        self.started_ns = started_ns
+        self.seconds: Mapping[str, float] = {}
+        self.body: Mapping[str, Any] | None = None
+        self.response: Mapping[str, Any] | None = None
+        self.error: str | None = None
+
+    def finish(self, done: Mapping[str, Any]) -> None:
+        self.response = done["response"]
+        names = ("waited_seconds", "first_token_seconds", "seconds")
+        self.seconds = {name: done[name] for name in names}
+
+    def fail(self, error: str) -> None:
+        self.error = error
+
+
+class NoTracer:
+    """Where nobody asked for traces."""
+
+    dropped = 0
+
+    def record(self, served: Served) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+class Tracer:
+    """Records a share of the requests: ``rate`` from 0 to 1."""
+
+    def __init__(self, rate: float, experiment_id: str, metadata: Mapping[str, str]) -> None:
+        self._rate = rate
+        self._experiment_id = experiment_id
+        self._metadata = dict(metadata)
+        # In this thread, not in one of MLflow's, whose queue has no bound.
+        os.environ["MLFLOW_ENABLE_ASYNC_TRACE_LOGGING"] = "false"
+        self._queue: queue.Queue[tuple[Served, int] | None] = queue.Queue(QUEUE)
+        self._thread = threading.Thread(target=self._run, name="traces", daemon=True)
+        self._thread.start()
+        self.dropped = 0
+
+    def record(self, served: Served) -> None:
+        if random.random() >= self._rate:
+            return
+        try:
+            self._queue.put_nowait((served, _now_ns()))
+        except queue.Full:
+            self.dropped += 1
+
+    def close(self) -> None:
+        """Give what is left a few seconds; a tracking server that is away keeps nobody longer."""
+        try:
+            self._queue.put_nowait(None)
+        except queue.Full:
+            return
+        self._thread.join(CLOSE_SECONDS)
+
+    def _run(self) -> None:
+        while (item := self._queue.get()) is not None:
+            try:
+                self._log(*item)
+            except Exception as error:  # the answer is long out; nobody waits for this
+                self.dropped += 1
+                log.warning("a trace was not recorded: %s", str(error).splitlines()[0])
+
+    def _log(self, served: Served, ended_ns: int) -> None:
+        import mlflow
+        from mlflow.entities import SpanType
+
+        span = mlflow.start_span_no_context(
+            name=f"{served.kind} completion",
+            span_type=SpanType.CHAT_MODEL if served.kind == "chat" else SpanType.LLM,
+            inputs=served.body,
+            attributes=dict(served.seconds),
+            metadata=self._metadata,
+            experiment_id=self._experiment_id,
+            start_time_ns=served.started_ns,
+        )
+        if served.response is not None:
+            usage = served.response["usage"]
+            span.set_attribute("mlflow.chat.tokenUsage", _token_usage(usage))
+            span.set_outputs(served.response)
+            span.end(end_time_ns=ended_ns)
+        else:
+            span.set_outputs({"error": served.error})
+            span.end(status="ERROR", end_time_ns=ended_ns)
+
+
+def _token_usage(usage: Mapping[str, int]) -> dict[str, int]:
+    """MLflow's names for it (mlflow.tracing.constant.TokenUsageKey)."""
+    return {
+        "input_tokens": usage["prompt_tokens"],
+        "output_tokens": usage["completion_tokens"],
+        "total_tokens": usage["total_tokens"],
+    }
+
+
+def _now_ns() -> int:
+    return time.time_ns()
