@@ -202,7 +202,7 @@ class EvaluateConfig:
 
 @dataclass
 class Serve:
-    host: str = "127.0.0.1"  # of the address to listen on; others than loopback need an API key
+    host: str = "127.0.0.1"  # of the address to listen on; see README for others than loopback
     port: int = 8000  # 0: any that is free
     queue: int = 64  # requests that may wait; one more is answered with 429
     timeout: float = 300.0  # seconds from a request to its last token
@@ -229,6 +229,7 @@ class ServeConfig:
     task: Task = MISSING
     hardware: Hardware = MISSING
     serve: Serve = field(default_factory=Serve)
+    search: SearchOptions | None = None  # null: as the model was packaged
     model_uri: str | None = None  # null: the newest version of the model, custom_onnx first
     trace: bool = False  # served requests as MLflow traces
     trace_rate: float = 1.0  # share of the requests that are traced

@@ -1,48 +1,25 @@
-"""The server's side of the model's process: what waits, what runs, and what happens if it dies."""
+"""The server's side of the model: what waits, what runs, and what happens if its process dies."""
 
 import asyncio
 import itertools
-import json
 import logging
 import math
-import os
-import signal
-import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from slmflow.errors import ServeError
+from slmflow.serving.process import Order, Process
 from slmflow.serving.refused import Refused
 
-WORKER = Path(__file__).with_name("worker.py")
-LINE_BYTES = 64 * 2**20  # of one message
-STOP_SECONDS = 5.0
 RESTART_SECONDS = (0.0, 1.0, 2.0, 5.0, 15.0, 30.0)
-LAST_LINES = 15
 MOST_DEATHS = 3
 log = logging.getLogger(__name__)
 
 DIED = "the model's process died while it answered this request; it is being restarted, ask again"
 STOPPING = "the server is stopping; ask again when it is back"
-
-
-@dataclass(frozen=True)
-class Order:
-    """What the worker loads, and how."""
-
-    uri: str
-    model_config: Mapping[str, Any]
-    limits: Mapping[str, Any]
-    environment: Mapping[str, str]
-
-    def line(self) -> bytes:
-        told = {"uri": self.uri, "model_config": dict(self.model_config) or None}
-        return _line({**told, "limits": dict(self.limits)})
 
 
 @dataclass(frozen=True)
@@ -79,7 +56,7 @@ class Engine:
         self._timeout = timeout
         self._asks: dict[str, Ask] = {}
         self._ids = itertools.count()
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: Process | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._first_load: asyncio.Future[Loaded] | None = None
         self._recent_seconds = 1.0  # of a request, a moving average
@@ -103,10 +80,6 @@ class Engine:
         """Answers that one request may ask for."""
         return self._order.limits.get("choices")
 
-    @property
-    def worker_pid(self) -> int | None:
-        return self._process.pid if self._process is not None else None
-
     async def start(self) -> Loaded:
         """Load the model. Raises ``ServeError`` with the model's own message."""
         self.loop = asyncio.get_running_loop()
@@ -119,13 +92,8 @@ class Engine:
         self._stopping = True
         for ask in list(self._asks.values()):
             self._refuse(ask, 503, STOPPING)
-        if self._process is not None and self._process.returncode is None:
-            assert self._process.stdin is not None
-            self._process.stdin.close()
-            try:
-                await asyncio.wait_for(self._process.wait(), STOP_SECONDS)
-            except TimeoutError:
-                self._process.kill()
+        if self._process is not None:
+            await self._process.stop()
         if self._supervisor is not None:
             self._supervisor.cancel()
             with suppress(asyncio.CancelledError):
@@ -205,40 +173,25 @@ class Engine:
                 return event
 
     def _send(self, message: Mapping[str, Any]) -> None:
-        process = self._process
-        if process is not None and process.stdin is not None and not process.stdin.is_closing():
-            process.stdin.write(_line(message))
+        if self._process is not None:
+            self._process.send(message)
 
     async def _supervise(self) -> None:
         """Start the worker, and again whenever it ends."""
         attempt = 0
         while not self._stopping:
-            with tempfile.TemporaryFile() as errors:
-                was_loaded = await self._one_life(errors)
-                code = self._process.returncode if self._process is not None else None
-                self._bury(_last_lines(errors), code)
+            was_loaded = await self._one_life()
             if self._stopping:
                 return
             self.restarts += 1
             attempt = 0 if was_loaded else attempt + 1
             await asyncio.sleep(RESTART_SECONDS[min(attempt, len(RESTART_SECONDS) - 1)])
 
-    async def _one_life(self, errors: Any) -> bool:
+    async def _one_life(self) -> bool:
         """One worker process, from its start to its end. Whether it loaded the model."""
-        # -P: the folder of the script stays off sys.path; the working folder never was on it.
-        self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", str(WORKER)),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=errors,
-            env=dict(self._order.environment),
-            limit=LINE_BYTES,
-        )
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(self._order.line())
+        self._process = process = await Process.start(self._order)
         was_loaded = False
-        async for line in self._process.stdout:
-            event = json.loads(line)
+        async for event in process.events():
             if event["event"] == "loaded":
                 was_loaded = True
                 self._hand_over(event)
@@ -246,7 +199,7 @@ class Engine:
                 self._failed_to_load(event["error"])
             else:
                 self._hear(event)
-        await self._process.wait()
+        self._bury(*process.end())
         return was_loaded
 
     def _hand_over(self, event: Mapping[str, Any]) -> None:
@@ -276,12 +229,11 @@ class Engine:
             del self._asks[ask.id]
         ask.events.put_nowait(event)
 
-    def _bury(self, last_lines: str, code: int | None) -> None:
+    def _bury(self, how: str, last_lines: str) -> None:
         """The worker ended: what it was answering is lost, what waits goes on with the next."""
         self.loaded = None
         if self._stopping:
             return
-        how = "was killed" if code == -signal.SIGKILL else f"ended with exit code {code}"
         log.error("the model's process %s; starting it again\n%s", how, last_lines)
         if self._first_load is not None and not self._first_load.done():
             self._stopping = True
@@ -297,20 +249,3 @@ class Engine:
         self._asks.pop(ask.id, None)
         error = {"message": message, "type": "server_error", "param": None, "code": None}
         ask.events.put_nowait({"event": "error", "status": status, "error": error})
-
-
-def worker_environment(changes: Mapping[str, str]) -> dict[str, str]:
-    """Of a process that sees the tracking server, but neither a run nor this repository."""
-    hidden = ("PYTHONPATH", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "SLMFLOW_API_KEY")
-    kept = {name: value for name, value in os.environ.items() if name not in hidden}
-    return kept | dict(changes)
-
-
-def _line(message: Mapping[str, Any]) -> bytes:
-    return json.dumps(message).encode() + b"\n"
-
-
-def _last_lines(errors: Any) -> str:
-    errors.seek(0)
-    text: str = errors.read().decode("utf-8", "replace")
-    return "\n".join(text.strip().splitlines()[-LAST_LINES:])

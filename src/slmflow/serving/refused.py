@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from fastapi.responses import JSONResponse
+
 
 class Refused(Exception):
     """``error`` is OpenAI's error object; ``status`` the HTTP status."""
@@ -25,3 +27,7 @@ class Refused(Exception):
     def of(cls, status: int, error: Mapping[str, Any]) -> "Refused":
         """What the model's contract says of a request."""
         return cls(status, error["message"], error["type"], error["param"], error["code"])
+
+
+def response_of(refused: Refused) -> JSONResponse:
+    return JSONResponse({"error": refused.error}, refused.status, refused.headers)

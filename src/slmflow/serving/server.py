@@ -10,7 +10,7 @@ from fastapi import FastAPI
 
 from slmflow.config.schema import Serve
 from slmflow.errors import ServeError
-from slmflow.serving.app import Access
+from slmflow.serving.guard import Access
 
 API_KEY = "SLMFLOW_API_KEY"  # in the environment: parameters are logged
 LOCAL_HOSTS = ("localhost", "127.0.0.1")

@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 
 import mlflow
@@ -15,9 +16,11 @@ from mlflow.models import Model
 from slmflow import console
 from slmflow.config.schema import ServeConfig
 from slmflow.next_commands import ask_commands
-from slmflow.serving.app import Identity, create_app
-from slmflow.serving.engine import Engine, Loaded, Order, worker_environment
+from slmflow.serving.app import create_app
+from slmflow.serving.engine import Engine, Loaded
 from slmflow.serving.metrics import Metrics
+from slmflow.serving.openai_api import Identity
+from slmflow.serving.process import Order, worker_environment
 from slmflow.serving.server import API_KEY, Server, access, address_of, listen
 from slmflow.serving.tracing import NoTracer, Tracer
 from slmflow.tracking.registry import find_version
@@ -62,6 +65,8 @@ def _order(uri: str, version: ModelVersion | None, config: ServeConfig) -> Order
     changes: dict[str, Any] = {}
     if version is not None:  # it may have been registered again under another name
         changes["model"] = version.name
+    if config.search is not None:
+        changes |= asdict(config.search)
     if config.hardware.threads != "auto":
         changes["threads"] = config.hardware.threads
     limits = {"new_tokens": config.serve.max_new_tokens, "choices": config.serve.max_choices}

@@ -4,6 +4,7 @@ A thread takes them from a bounded queue. A tracking server that is slow or away
 and what does not fit is counted and dropped: no answer waits for a trace.
 """
 
+import json
 import logging
 import os
 import queue
@@ -15,6 +16,8 @@ from typing import Any
 
 QUEUE = 1_000
 CLOSE_SECONDS = 5.0
+QUIET_SECONDS = 60.0
+MLFLOWS_LOG = "mlflow.tracing.export.mlflow_v3"  # which says there that a trace did not get through
 log = logging.getLogger(__name__)
 
 
@@ -59,6 +62,7 @@ class Tracer:
         self._metadata = dict(metadata)
         # In this thread, not in one of MLflow's, whose queue has no bound.
         os.environ["MLFLOW_ENABLE_ASYNC_TRACE_LOGGING"] = "false"
+        logging.getLogger(MLFLOWS_LOG).addFilter(_Seldom())
         self._queue: queue.Queue[tuple[Served, int] | None] = queue.Queue(QUEUE)
         self._thread = threading.Thread(target=self._run, name="traces", daemon=True)
         self._thread.start()
@@ -95,7 +99,7 @@ class Tracer:
         span = mlflow.start_span_no_context(
             name=f"{served.kind} completion",
             span_type=SpanType.CHAT_MODEL if served.kind == "chat" else SpanType.LLM,
-            inputs=served.body,
+            inputs=_clean(served.body),
             attributes=dict(served.seconds),
             metadata=self._metadata,
             experiment_id=self._experiment_id,
@@ -118,6 +122,27 @@ def _token_usage(usage: Mapping[str, int]) -> dict[str, int]:
         "output_tokens": usage["completion_tokens"],
         "total_tokens": usage["total_tokens"],
     }
+
+
+def _clean(body: Any) -> Any:
+    """Without halves of surrogate pairs, which JSON can hold and no store can."""
+    return json.loads(json.dumps(body, ensure_ascii=False).encode("utf-8", "replace"))
+
+
+class _Seldom(logging.Filter):
+    """One message a minute: a tracking server that is away would fill the terminal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._next = 0.0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        now = time.monotonic()
+        if now < self._next:
+            return False
+        self._next = now + QUIET_SECONDS
+        record.exc_info = None
+        return True
 
 
 def _now_ns() -> int:

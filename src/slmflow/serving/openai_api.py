@@ -1,0 +1,165 @@
+"""OpenAI's paths: a request from its bytes to its response."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from slmflow.serving.engine import Ask, Engine
+from slmflow.serving.metrics import Metrics
+from slmflow.serving.refused import Refused
+from slmflow.serving.tracing import NoTracer, Served, Tracer
+
+KINDS = {"chat": "/v1/chat/completions", "text": "/v1/completions"}
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What is served: the name that answers carry, and every other name that requests may use."""
+
+    name: str
+    uri: str
+    created: int  # seconds since 1970
+    names: frozenset[str]
+    about: Mapping[str, Any]
+
+
+def add_openai(app: FastAPI, door: "Door") -> None:
+    @app.post(KINDS["chat"])
+    async def chat_completions(request: Request) -> Response:
+        return await door.answer("chat", request)
+
+    @app.post(KINDS["text"])
+    async def completions(request: Request) -> Response:
+        return await door.answer("text", request)
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [door.model()]}
+
+    @app.get("/v1/models/{model:path}")
+    async def model(model: str) -> dict[str, Any]:
+        door.check_model(model)
+        return door.model()
+
+
+class Door:
+    """Answers the requests of OpenAI's API with one engine."""
+
+    def __init__(
+        self, engine: Engine, identity: Identity, metrics: Metrics, tracer: Tracer | NoTracer
+    ) -> None:
+        self._engine = engine
+        self._identity = identity
+        self._metrics = metrics
+        self._tracer = tracer
+
+    async def answer(self, kind: str, request: Request) -> Response:
+        served = Served(kind, time.time_ns())
+        try:
+            served.body = body = _object(await request.body())
+            self.check_model(body.get("model"))
+            ask = self._engine.ask(kind, body)
+            try:
+                if await self._engine.accepted(ask):
+                    return StreamingResponse(
+                        self._events(ask, served), media_type="text/event-stream"
+                    )
+                return JSONResponse(await self._whole(ask, request, served))
+            except BaseException:
+                self._engine.close(ask)
+                raise
+        except Refused as refused:
+            self._failed(served, refused)
+            raise
+
+    def check_model(self, name: Any) -> None:
+        identity = self._identity
+        if name is not None and name not in identity.names:
+            raise Refused(
+                404,
+                f"the model {name!r} is not served here; allowed: "
+                f"{', '.join(sorted(identity.names))}",
+                param="model",
+                code="model_not_found",
+            )
+
+    def model(self) -> dict[str, Any]:
+        identity = self._identity
+        return {
+            "id": identity.name,
+            "object": "model",
+            "created": identity.created,
+            "owned_by": "slmflow",
+            "uri": identity.uri,
+            **identity.about,
+        }
+
+    async def _whole(self, ask: Ask, request: Request, served: Served) -> dict[str, Any]:
+        """The response, unless the client goes away first: then its place is freed."""
+        answered = asyncio.ensure_future(self._engine.done(ask))
+        gone = asyncio.ensure_future(_gone(request))
+        await asyncio.wait({answered, gone}, return_when=asyncio.FIRST_COMPLETED)
+        gone.cancel()
+        if not answered.done():
+            answered.cancel()
+            raise Refused(499, "the client closed the connection", "client_closed")
+        done = answered.result()
+        self._served(served, done)
+        response: dict[str, Any] = done["response"]
+        return response
+
+    async def _events(self, ask: Ask, served: Served) -> AsyncIterator[bytes]:
+        """Server-sent events, as OpenAI writes them. Closed when the client goes away."""
+        try:
+            async for chunks in self._engine.chunks(ask):
+                yield b"".join(_event(chunk) for chunk in chunks)
+            self._served(served, await self._engine.done(ask))
+            yield b"data: [DONE]\n\n"
+        except Refused as refused:
+            self._failed(served, refused)
+            yield _event({"error": refused.error})
+        except (asyncio.CancelledError, GeneratorExit):
+            self._failed(served, Refused(499, "the client closed the connection", "client_closed"))
+            raise
+        finally:
+            self._engine.close(ask)
+
+    def _served(self, served: Served, done: Mapping[str, Any]) -> None:
+        served.finish(done)
+        self._metrics.count(KINDS[served.kind], 200, done)
+        self._tracer.record(served)
+
+    def _failed(self, served: Served, refused: Refused) -> None:
+        served.fail(str(refused))
+        self._metrics.count(KINDS[served.kind], refused.status, None)
+        self._tracer.record(served)
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    """The JSON object of a request. Raises ``Refused``."""
+    try:
+        value = json.loads(body, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise Refused(400, f"the request is no JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise Refused(400, "the request is no JSON object; see /docs for what it may hold")
+    return value
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _event(data: Mapping[str, Any]) -> bytes:
+    return b"data: " + json.dumps(data, ensure_ascii=False).encode() + b"\n\n"
