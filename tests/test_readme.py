@@ -16,7 +16,7 @@ import pytest
 from tests.conftest import ROOT, Packaged, Workplace
 
 README = (ROOT / "README.md").read_text("utf-8")
-ENTRY_POINTS = ("main", "transformers_pipeline", "custom_onnx", "evaluate")
+ENTRY_POINTS = ("main", "transformers_pipeline", "custom_onnx", "evaluate", "serve")
 
 
 def shell_lines() -> list[str]:
@@ -90,8 +90,11 @@ def next_command(packaged: Packaged, beginning: str) -> str:
 
 
 @contextmanager
-def serving(packaged: Packaged, command: str, ready: str) -> Iterator[None]:
-    """A server of ours, until the block ends; it is up when it has printed ``ready``."""
+def serving(packaged: Packaged, command: str, ready: str) -> Iterator[list[str]]:
+    """A server of ours, until the block ends; it is up when it has printed ``ready``.
+
+    What it printed until then.
+    """
     process = subprocess.Popen(
         ["sh", "-c", f"exec {command}"],
         env=dict(packaged.workplace.environment),
@@ -110,7 +113,7 @@ def serving(packaged: Packaged, command: str, ready: str) -> Iterator[None]:
             if ready in line:
                 break
         assert process.poll() is None, "".join(seen)
-        yield
+        yield seen
     finally:
         watchdog.cancel()
         subprocess.run(["kill", "-TERM", "--", f"-{process.pid}"], check=False)
@@ -119,11 +122,11 @@ def serving(packaged: Packaged, command: str, ready: str) -> Iterator[None]:
 
 
 def test_the_commands_to_serve_and_to_ask_work_as_printed(packaged: Packaged) -> None:
-    serve = next_command(packaged, "mlflow models serve")
-    ask = next_command(packaged, "curl")
-    with serving(packaged, serve, "Application startup complete"):
+    serve = next_command(packaged, f"{ROOT}/run serve")
+    with serving(packaged, serve, "curl") as printed:
+        ask = next(line.strip() for line in printed if line.strip().startswith("curl"))
         answer = packaged.workplace.run(["sh", "-c", ask])
-    (completion,) = json.loads(answer.stdout)
+    completion = json.loads(answer.stdout)
     assert completion["choices"][0]["message"]["content"] == "Madrid"
     assert completion["object"] == "chat.completion"
 

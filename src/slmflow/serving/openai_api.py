@@ -3,9 +3,9 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -15,6 +15,8 @@ from slmflow.serving.metrics import Metrics
 from slmflow.serving.refused import Refused
 from slmflow.serving.tracing import NoTracer, Served, Tracer
 
+T = TypeVar("T")
+GONE = "the client closed the connection"
 KINDS = {"chat": "/v1/chat/completions", "text": "/v1/completions"}
 
 
@@ -66,11 +68,13 @@ class Door:
             self.check_model(body.get("model"))
             ask = self._engine.ask(kind, body)
             try:
-                if await self._engine.accepted(ask):
+                if await _unless_gone(request, self._engine.accepted(ask)):
                     return StreamingResponse(
                         self._events(ask, served), media_type="text/event-stream"
                     )
-                return JSONResponse(await self._whole(ask, request, served))
+                done = await _unless_gone(request, self._engine.done(ask))
+                self._served(served, done)
+                return JSONResponse(done["response"])
             except BaseException:
                 self._engine.close(ask)
                 raise
@@ -100,20 +104,6 @@ class Door:
             **identity.about,
         }
 
-    async def _whole(self, ask: Ask, request: Request, served: Served) -> dict[str, Any]:
-        """The response, unless the client goes away first: then its place is freed."""
-        answered = asyncio.ensure_future(self._engine.done(ask))
-        gone = asyncio.ensure_future(_gone(request))
-        await asyncio.wait({answered, gone}, return_when=asyncio.FIRST_COMPLETED)
-        gone.cancel()
-        if not answered.done():
-            answered.cancel()
-            raise Refused(499, "the client closed the connection", "client_closed")
-        done = answered.result()
-        self._served(served, done)
-        response: dict[str, Any] = done["response"]
-        return response
-
     async def _events(self, ask: Ask, served: Served) -> AsyncIterator[bytes]:
         """Server-sent events, as OpenAI writes them. Closed when the client goes away."""
         try:
@@ -125,7 +115,7 @@ class Door:
             self._failed(served, refused)
             yield _event({"error": refused.error})
         except (asyncio.CancelledError, GeneratorExit):
-            self._failed(served, Refused(499, "the client closed the connection", "client_closed"))
+            self._failed(served, Refused(499, GONE, "client_closed"))
             raise
         finally:
             self._engine.close(ask)
@@ -154,6 +144,19 @@ def _object(body: bytes) -> dict[str, Any]:
 
 def _no_number(name: str) -> float:
     raise ValueError(f"{name} is no number of JSON")
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of ``work``, unless the client goes away first: then it is ended."""
+    working, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise Refused(499, GONE, "client_closed")
+        return working.result()
+    finally:
+        working.cancel()
+        gone.cancel()
 
 
 async def _gone(request: Request) -> None:

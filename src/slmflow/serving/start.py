@@ -56,6 +56,7 @@ async def _serve(
             _tracer(config, uri, metadata),
         )
         server = Server(app, settings, lambda: _say_listening(bound, loaded, config))
+        _do_not_hang_on_tracking()
         await server.serve(sockets=[bound])
     finally:
         await engine.stop()
@@ -99,6 +100,13 @@ def _tracer(config: ServeConfig, uri: str, metadata: Model) -> Tracer | NoTracer
     if metadata.model_id is not None:
         about["mlflow.modelId"] = metadata.model_id
     return Tracer(config.trace_rate, run.info.experiment_id, about)
+
+
+def _do_not_hang_on_tracking() -> None:
+    """From here on the tracking server gets traces and the run's end. Where it is away, MLflow would
+    try each of its calls for ten minutes, and Ctrl-C would seem not to work."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
 
 def _say_listening(bound: socket.socket, loaded: Loaded, config: ServeConfig) -> None:
