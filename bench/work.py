@@ -4,14 +4,18 @@ import argparse
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from bench.checkpoint import Shape, write_checkpoint
 from slmflow import cache, console
@@ -31,6 +35,8 @@ INT4 = Hardware(
 )
 EXPERIMENT = "slmflow"
 LAST_LINES = 20
+LISTENING = re.compile(r"listening on http://([^\s:;]+):(\d+)")
+START_SECONDS = 120.0
 
 
 def parser(name: str, about: str | None, rounds: int) -> argparse.ArgumentParser:
@@ -95,6 +101,55 @@ def run_store(place: Path) -> Iterator[str]:
             # Its artifacts lie beside it: a sqlite store would leave them in the working folder.
             mlflow.create_experiment(EXPERIMENT, artifact_location=f"{folder}/artifacts")
             yield uri
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server that listens: its own process, and the one that holds the model."""
+
+    host: str
+    port: int
+    front: psutil.Process
+    worker: psutil.Process
+
+    @property
+    def cpu_seconds(self) -> tuple[float, float]:
+        """Used so far: by its own process, by the worker's."""
+        times = (process.cpu_times() for process in (self.front, self.worker))
+        front, worker = (used.user + used.system for used in times)
+        return front, worker
+
+
+@contextmanager
+def served(place: Path, *arguments: str) -> Iterator[Served]:
+    """The entry point serve, as it is typed, on a free port. It ends by SIGTERM."""
+    command = [sys.executable, "-m", "entrypoints.serve", "serve.port=0", *arguments]
+    with tempfile.NamedTemporaryFile("w+", prefix="served-", dir=place) as told:
+        process = psutil.Popen(
+            command, cwd=PROJECT_ROOT, stdout=told, stderr=subprocess.STDOUT, text=True
+        )
+        try:
+            host, port = _address(process, Path(told.name))
+            (worker,) = (child for child in process.children() if _is_worker(child))
+            yield Served(host, port, psutil.Process(process.pid), worker)
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _address(process: psutil.Popen, told: Path) -> tuple[str, int]:
+    """What the server says when it listens."""
+    until = time.monotonic() + START_SECONDS
+    while not (found := LISTENING.search(told.read_text("utf-8"))):
+        if process.poll() is not None or time.monotonic() > until:
+            lines = told.read_text("utf-8").strip().splitlines()[-LAST_LINES:]
+            sys.exit("\n".join(["the server did not start:", *lines]))
+        time.sleep(0.1)
+    return found[1], int(found[2])
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    return any(Path(part).name == "worker.py" for part in process.cmdline())
 
 
 @contextmanager

@@ -10,9 +10,13 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from mlflow import MlflowClient
+
+if TYPE_CHECKING:
+    from tests.server import Server
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT = 300  # seconds; a guard against hanging, no promise of speed
@@ -125,3 +129,31 @@ def copy_store(workplace: Workplace, folder: Path) -> Workplace:
 def scratch(tmp_path: Path, packaged: Packaged) -> Workplace:
     """The store of ``packaged``, free to be changed."""
     return copy_store(packaged.workplace, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def transformers_server(packaged: Packaged) -> "Iterator[Server]":
+    """The transformers model behind the real server, for tests that leave it as it is."""
+    from tests.server import start_server  # which itself imports this module
+
+    with start_server(packaged.workplace, "model_uri=models:/phi3-demo/1") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def onnx_server(packaged: Packaged) -> "Iterator[Server]":
+    """The ONNX model behind the real server, for tests that leave it as it is."""
+    from tests.server import start_server
+
+    with start_server(packaged.workplace, "model_uri=models:/phi3-demo/2") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def with_prompt_model(tmp_path_factory: pytest.TempPathFactory, packaged: Packaged) -> Workplace:
+    """The store of ``packaged`` and, as version 3, the ONNX model of the second task: text in,
+    text out."""
+    workplace = copy_store(packaged.workplace, tmp_path_factory.mktemp("prompt"))
+    result = workplace.mlflow_run("custom_onnx", "task=prompt")
+    assert result.returncode == 0, result.stderr
+    return workplace

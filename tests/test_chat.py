@@ -1,110 +1,31 @@
-"""The chat contract: what a request may hold, and what the responses look like."""
+"""The chat contract: what a conversation may hold, and what the responses look like."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from slmflow.served.answer import Answer
-from slmflow.served.chat import RequestError, choices_of, chunks, completion, parse_request
+from slmflow.served.chat import ChatReply, parse_request
+from slmflow.served.request import Asked, RequestError
 from slmflow.served.search import SearchOptions
 
 DEFAULTS = SearchOptions(max_new_tokens=64, temperature=0.5, stop=["<|end|>"])
-BEAMS = SearchOptions(num_beams=4)
 USER = {"role": "user", "content": "Hi"}
+TEXT = {"type": "text", "text": "Hi"}
 
 
-def options_of(**fields: Any) -> SearchOptions:
-    return parse_request({"messages": [USER], **fields}, DEFAULTS).options
+def messages_of(*messages: Any) -> tuple[dict[str, str], ...]:
+    return parse_request({"messages": list(messages)}, DEFAULTS).messages
 
 
-@pytest.mark.parametrize(
-    ("fields", "changes"),
-    [
-        ({}, {}),
-        ({"max_tokens": 5}, {"max_new_tokens": 5, "max_length": None}),
-        ({"max_tokens": 5.0}, {"max_new_tokens": 5, "max_length": None}),  # a column with nulls
-        ({"max_tokens": np.int64(5)}, {"max_new_tokens": 5, "max_length": None}),
-        ({"temperature": 0}, {"temperature": 0.0}),
-        ({"temperature": 1, "top_p": 1}, {"temperature": 1.0, "top_p": 1.0}),
-        ({"top_p": np.float32(0.5), "top_k": 7.0}, {"top_p": 0.5, "top_k": 7}),
-        ({"seed": 11}, {"seed": 11}),
-        ({"stop": "END"}, {"stop": ["END"]}),
-        ({"stop": ["END", "."]}, {"stop": ["END", "."]}),
-        ({"stop": np.array(["END", "."], dtype=object)}, {"stop": ["END", "."]}),
-        ({"stop": []}, {"stop": []}),
-        ({"stop": None, "temperature": float("nan")}, {}),  # empty cells
-        ({"stream": False, "n": 1}, {}),
-        ({"frequency_penalty": 0, "presence_penalty": 0.0}, {}),
-        ({"user": "me", "metadata": {"a": "b"}, "custom_inputs": {}, "model": "any"}, {}),
-    ],
-)  # fmt: skip
-def test_a_request_changes_what_it_names_and_nothing_else(
-    fields: dict[str, Any], changes: dict[str, Any]
-) -> None:
-    options = options_of(**fields)
-    assert options == DEFAULTS.changed(changes)
-    assert isinstance(options.temperature, float)  # transformers takes no whole number for it
-    assert type(options.max_new_tokens) is int
-
-
-def test_max_tokens_of_a_request_replaces_both_bounds_of_the_model() -> None:
-    bounded = SearchOptions(max_new_tokens=None, max_length=20)
-    asked = parse_request({"messages": [USER], "max_tokens": 50}, bounded).options
-    assert asked.new_tokens(prompt_tokens=10, context_length=100) == 50
-
-
-@pytest.mark.parametrize(
-    ("fields", "said"),
-    [
-        ({"stream": True}, "predict_stream"),
-        ({"n": 0}, "n is 0; allowed: whole numbers 1 to 128"),
-        ({"n": 129}, "n is 129"),
-        ({"n": 1.5}, "n is 1.5"),
-        ({"n": True}, "n is True"),
-        ({"n": "two"}, "n is 'two'"),
-        ({"n": "2"}, "n is '2'"),
-        ({"n": [2]}, "n is [2]"),
-        ({"n": float("inf")}, "n is inf"),
-        ({"max_tokens": 0}, "max_tokens is 0"),
-        ({"max_tokens": -1}, "max_tokens is -1"),
-        ({"max_tokens": "many"}, "max_tokens is 'many'"),
-        ({"temperature": -1}, "temperature is -1"),
-        ({"temperature": "hot"}, "temperature is 'hot'"),
-        ({"temperature": [0.5]}, "temperature is [0.5]"),
-        ({"temperature": True}, "temperature is True"),
-        ({"temperature": float("inf")}, "temperature is inf"),
-        ({"temperature": 10**400}, "temperature is 1000"),
-        ({"top_p": 2}, "top_p is 2"),
-        ({"top_k": -1}, "top_k is -1"),
-        ({"top_k": 2.5}, "top_k is 2.5"),
-        ({"seed": -1}, "seed is -1"),
-        ({"seed": 2**31}, f"seed is {2**31}"),
-        ({"stop": ""}, "stop: give a text, or a list of texts"),
-        ({"stop": ["a", ""]}, "stop: give a text"),
-        ({"stop": ["a", 5]}, "stop: give a text"),
-        ({"stop": 5}, "stop: give a text"),
-        ({"stop": {"a": "b"}}, "stop: give a text"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty is not supported"),
-        ({"presence_penalty": -1}, "presence_penalty is not supported"),
-        ({"tools": [{"type": "function"}]}, "tools is not supported"),
-        ({"logit_bias": {}}, "logit_bias is not supported"),
-        ({"temprature": 0.5}, "temprature is not supported"),
-    ],
-)
-def test_what_cannot_be_honoured_is_refused_by_name(fields: dict[str, Any], said: str) -> None:
-    with pytest.raises(RequestError) as refusal:
-        options_of(**fields)
-    assert said in str(refusal.value)
-    assert "search." not in str(refusal.value) or "package the model" in str(refusal.value)
-
-
-def test_a_request_cannot_make_a_model_that_searches_with_beams_sample() -> None:
-    with pytest.raises(RequestError, match="beams do not sample"):
-        parse_request({"messages": [USER], "temperature": 0.5}, BEAMS)
+def test_a_request_is_its_messages_and_what_its_fields_ask_for() -> None:
+    row = {"messages": [USER], "n": 2, "temperature": 0, "stop": None, "user": "me"}
+    request = parse_request(row, DEFAULTS)
+    assert request.messages == (USER,)
+    assert request.asked == Asked(DEFAULTS.changed({"temperature": 0.0}), n=2)
 
 
 @pytest.mark.parametrize(
@@ -119,25 +40,52 @@ def test_a_request_cannot_make_a_model_that_searches_with_beams_sample() -> None
         (True, "messages is missing or empty"),
         (["Hi"], "messages[0] is not {"),
         ([USER, None], "messages[1] is not {"),
+        ([[USER]], "messages[0] is not {"),
         ([{"content": "Hi"}], "messages[0].role is None; allowed: system, user, assistant"),
         ([USER, {"role": "tool", "content": "Hi"}], "messages[1].role is 'tool'; allowed: system"),
         ([{"role": ["user"], "content": "Hi"}], "messages[0].role is ['user']"),
         ([{"role": "user"}], "messages[0].content is None"),
         ([{"role": "user", "content": 5}], "messages[0].content is 5"),
-        ([{"role": "user", "content": [{"type": "text", "text": "Hi"}]}], "messages[0].content"),
+        ([{"role": "user", "content": []}], "messages[0].content is []"),
+        ([{"role": "user", "content": TEXT}], "messages[0].content is {'type'"),
+        ([{"role": "user", "content": ["Hi"]}], "messages[0].content[0] is not {"),
+        (
+            [USER, {"role": "user", "content": [TEXT, {"type": "image_url", "image_url": {}}]}],
+            'messages[1].content[1] is not {"type": "text", "text": "..."}',
+        ),
+        ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0] is not {"),
+        ([{"role": "user", "content": [{"text": "Hi"}]}], "messages[0].content[0] is not {"),
+        ([{"role": "user", "content": [{**TEXT, "text": 5}]}], "messages[0].content[0] is not {"),
         ([{**USER, "tool_calls": [1]}], "messages[0].tool_calls is not supported"),
+        ([{**USER, "tool_calls": {}}], "messages[0].tool_calls is not supported"),
+        ([USER, {**USER, "audio": {"id": "a"}}], "messages[1].audio is not supported"),
+        ([{**USER, "refusal": ""}], "messages[0].refusal is not supported"),
         ([{"role": "user", "content": " \n"}], "messages hold no text"),
+        ([{"role": "user", "content": [{**TEXT, "text": " "}]}], "messages hold no text"),
+        ([{"role": "user", "content": "\ud83d"}], "messages holds half of a surrogate pair"),
+        (
+            [USER, {"role": "user", "content": [{**TEXT, "text": "a\ude42"}]}],
+            "messages holds half of a surrogate pair",
+        ),
     ],
 )
 def test_bad_messages_are_refused_with_their_place(messages: Any, said: str) -> None:
     with pytest.raises(RequestError) as refusal:
         parse_request({"messages": messages}, DEFAULTS)
     assert said in str(refusal.value)
+    assert refusal.value.field == "messages"
 
 
 def test_messages_are_missing() -> None:
     with pytest.raises(RequestError, match=r'give \[{"role": "user", "content": "..."}\]'):
         parse_request({}, DEFAULTS)
+
+
+def test_the_messages_are_read_before_the_other_fields() -> None:
+    with pytest.raises(RequestError, match="messages is missing"):
+        parse_request({"prompt": "Hi", "temperature": "hot"}, DEFAULTS)
+    with pytest.raises(RequestError, match="prompt is not supported"):
+        parse_request({"messages": [USER], "prompt": "Hi"}, DEFAULTS)
 
 
 @pytest.mark.parametrize("kind", [list, tuple, lambda items: np.array(items, dtype=object)])
@@ -147,37 +95,44 @@ def test_messages_may_come_in_any_kind_of_list(kind: Any) -> None:
     assert messages == (USER, {"role": "system", "content": ""})
 
 
-SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3)
-LISTS = st.lists(SCALARS | st.dictionaries(st.text(max_size=2), SCALARS, max_size=2), max_size=2)
-JUNK = SCALARS | LISTS | st.dictionaries(st.text(max_size=2), SCALARS, max_size=2)
-FIELDS = ("messages", "n", "max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "stream")
+def test_what_a_message_says_about_nothing_may_be_given() -> None:
+    reply = {"role": "assistant", "content": "Hi", "refusal": None, "tool_calls": [], "name": "A"}
+    assert messages_of(reply) == ({"role": "assistant", "content": "Hi"},)
 
 
-@settings(deadline=None)
-@given(st.dictionaries(st.sampled_from(FIELDS), JUNK))
-def test_whatever_comes_is_parsed_or_refused(row: dict[str, Any]) -> None:
-    try:
-        parse_request({"messages": [USER], **row}, DEFAULTS)
-    except RequestError as refusal:
-        assert str(refusal)
+def test_developer_is_another_word_for_system() -> None:
+    assert messages_of({"role": "developer", "content": "Be brief."}, USER) == (
+        {"role": "system", "content": "Be brief."},
+        USER,
+    )
 
 
-def test_the_seeds_of_several_choices_count_up_so_that_they_differ() -> None:
-    def seeds(**fields: Any) -> list[int | None]:
-        request = parse_request({"messages": [USER], **fields}, DEFAULTS)
-        return [options.seed for options in choices_of(request)]
-
-    assert seeds(n=3, seed=5) == [5, 6, 7]
-    assert seeds(n=2, seed=2**31 - 1) == [2**31 - 1, 0]
-    assert seeds(n=2) == [None, None]
+@pytest.mark.parametrize(
+    ("parts", "content"),
+    [
+        ([TEXT], "Hi"),
+        ([TEXT, {"type": "text", "text": "Ho"}], "Hi\nHo"),
+        ([{"type": "text", "text": ""}, TEXT], "\nHi"),
+        (np.array([TEXT, TEXT], dtype=object), "Hi\nHi"),
+    ],
+)
+def test_the_texts_of_content_parts_are_a_line_each(parts: Any, content: str) -> None:
+    assert messages_of({"role": "user", "content": parts}) == (
+        {"role": "user", "content": content},
+    )
 
 
 ANSWERS = [Answer("Madrid", "stop", 10, 2), Answer("Mad", "length", 10, 1)]
+USAGE = {"prompt_tokens": 10, "completion_tokens": 3, "total_tokens": 13}
+
+
+def reply(include_usage: bool = False) -> ChatReply:
+    return ChatReply("phi", Asked(DEFAULTS, n=2, stream=True, include_usage=include_usage))
 
 
 def test_a_completion_has_the_shape_of_the_protocol() -> None:
     before = int(time.time())
-    made = completion(ANSWERS, "phi")
+    made = reply().whole(ANSWERS)
     assert made.pop("id").startswith("chatcmpl-")
     assert before <= made.pop("created") <= time.time()
     assert made == {
@@ -187,45 +142,69 @@ def test_a_completion_has_the_shape_of_the_protocol() -> None:
             {
                 "index": 0,
                 "message": {"role": "assistant", "content": "Madrid"},
+                "logprobs": None,
                 "finish_reason": "stop",
             },
             {
                 "index": 1,
                 "message": {"role": "assistant", "content": "Mad"},
+                "logprobs": None,
                 "finish_reason": "length",
             },
         ],
-        "usage": {"prompt_tokens": 10, "completion_tokens": 3, "total_tokens": 13},
+        "usage": USAGE,
     }
 
 
-def test_chunks_carry_the_role_first_and_the_reason_and_usage_last() -> None:
-    made = list(chunks(["Mad", "rid", ANSWERS[0]], "phi"))
-    assert [chunk["choices"] for chunk in made] == [
-        [{"index": 0, "delta": delta, "finish_reason": reason}]
-        for delta, reason in (
-            ({"role": "assistant", "content": "Mad"}, None),
-            ({"content": "rid"}, None),
-            ({}, "stop"),
-        )
-    ]
-    assert [chunk.get("usage") for chunk in made] == [
-        None,
-        None,
-        {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12},
+def deltas(chunks: Sequence[dict[str, Any]]) -> list[tuple[int, dict[str, str], str | None]]:
+    choices = [choice for chunk in chunks for choice in chunk["choices"]]
+    assert all(choice["logprobs"] is None for choice in choices)
+    return [(choice["index"], choice["delta"], choice["finish_reason"]) for choice in choices]
+
+
+def test_chunks_carry_the_role_first_and_the_reason_last() -> None:
+    streamed = reply()
+    made = [streamed.piece(0, "Mad"), streamed.piece(0, "rid"), streamed.end(0, ANSWERS[0])]
+    assert deltas(made) == [
+        (0, {"role": "assistant", "content": "Mad"}, None),
+        (0, {"content": "rid"}, None),
+        (0, {}, "stop"),
     ]
     assert {chunk["object"] for chunk in made} == {"chat.completion.chunk"}
-    assert len({(chunk["id"], chunk["created"], chunk["model"]) for chunk in made}) == 1
+    assert not any("usage" in chunk for chunk in made)
+    assert streamed.total(ANSWERS) is None
+
+
+def test_every_choice_of_a_stream_begins_with_the_role() -> None:
+    streamed = reply()
+    made = [streamed.piece(1, "a"), streamed.piece(0, "b"), streamed.end(1, ANSWERS[1])]
+    assert deltas(made) == [
+        (1, {"role": "assistant", "content": "a"}, None),
+        (0, {"role": "assistant", "content": "b"}, None),
+        (1, {}, "length"),
+    ]
+
+
+def test_the_usage_comes_in_a_chunk_of_its_own_where_it_was_asked_for() -> None:
+    streamed = reply(include_usage=True)
+    made = [streamed.piece(0, "Madrid"), streamed.end(0, ANSWERS[0])]
+    assert [chunk["usage"] for chunk in made] == [None, None]
+    total = streamed.total(ANSWERS)
+    assert total is not None
+    assert total["object"] == "chat.completion.chunk"
+    assert total["choices"] == []
+    assert total["usage"] == USAGE
 
 
 def test_an_answer_without_text_is_one_chunk() -> None:
-    (made,) = chunks([Answer("", "stop", 10, 0)], "phi")
-    assert made["choices"] == [
-        {"index": 0, "delta": {"role": "assistant"}, "finish_reason": "stop"}
-    ]
+    made = reply().end(0, Answer("", "stop", 10, 0))
+    assert deltas([made]) == [(0, {"role": "assistant"}, "stop")]
 
 
-def test_no_two_responses_share_an_id() -> None:
-    made = [completion(ANSWERS, "phi")["id"] for _ in range(50)]
-    made += [next(iter(chunks(ANSWERS[:1], "phi")))["id"] for _ in range(50)]
-    assert len(set(made)) == 100
+def test_all_of_one_reply_shares_its_id_and_no_two_replies_do() -> None:
+    streamed = reply(include_usage=True)
+    made = [streamed.piece(0, "a"), streamed.end(1, ANSWERS[1]), streamed.total(ANSWERS)]
+    made.append(streamed.whole(ANSWERS))
+    heads = [chunk and (chunk["id"], chunk["created"], chunk["model"]) for chunk in made]
+    assert len(set(heads)) == 1
+    assert len({reply().whole(ANSWERS)["id"] for _ in range(100)}) == 100

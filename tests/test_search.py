@@ -14,6 +14,7 @@ GREEDY = SearchOptions()
 SAMPLED = SearchOptions(temperature=0.7, top_p=0.95, top_k=50, seed=3)
 BEAMS = SearchOptions(num_beams=4, length_penalty=0.5)
 PENALISED = SearchOptions(repetition_penalty=1.2, no_repeat_ngram_size=3)
+COUNTED = SearchOptions(frequency_penalty=0.5, presence_penalty=-1)
 
 RANGES: list[tuple[str, list[Any], list[Any], str]] = [
     ("max_new_tokens", [1, 10_000, None], [0, -1], "1 or more, or null"),
@@ -23,6 +24,8 @@ RANGES: list[tuple[str, list[Any], list[Any], str]] = [
     ("top_k", [0, 1, 50_000], [-1], "0 (every token) or more"),
     ("repetition_penalty", [0.1, 1, 2], [0, -1, float("nan")], "above 0; 1 changes nothing"),
     ("no_repeat_ngram_size", [0, 1, 5], [-1], "0 (off) or more"),
+    ("frequency_penalty", [-2, 0, 0.5, 2], [-2.1, 3, float("nan")], "-2 to 2; 0 changes nothing"),
+    ("presence_penalty", [-2, 0, 0.5, 2], [-2.1, 3, float("nan")], "-2 to 2; 0 changes nothing"),
     ("num_beams", [1, 8], [0, -1], "1 (no beams) or more"),
     ("seed", [None, 0, 2**31 - 1], [-1, 2**31], "0 to 2147483647, or null"),
     (
@@ -71,6 +74,29 @@ def test_beams_and_temperature_exclude_each_other() -> None:
         SearchOptions(num_beams=2, temperature=0.5)
 
 
+@pytest.mark.parametrize("name", ["frequency_penalty", "presence_penalty"])
+def test_beams_and_penalties_by_count_exclude_each_other(name: str) -> None:
+    said = "search.frequency_penalty and search.presence_penalty need search.num_beams 1; it is 2"
+    with pytest.raises(ValueError, match=re.escape(said)):
+        SearchOptions(num_beams=2, **{name: 0.5})
+
+
+@pytest.mark.parametrize(
+    ("options", "penalises"),
+    [
+        (GREEDY, False),
+        (PENALISED, False),  # the runtimes' own penalties
+        (COUNTED, True),
+        (replace(COUNTED, presence_penalty=0), True),
+        (replace(COUNTED, frequency_penalty=0), True),
+    ],
+)
+def test_options_say_whether_logits_must_be_changed(
+    options: SearchOptions, penalises: bool
+) -> None:
+    assert options.penalises == penalises
+
+
 def test_a_change_is_checked_like_a_new_set_of_options() -> None:
     assert GREEDY.changed({"temperature": 0.5}) == SearchOptions(temperature=0.5)
     with pytest.raises(ValueError, match=r"search.top_p is 2"):
@@ -79,7 +105,7 @@ def test_a_change_is_checked_like_a_new_set_of_options() -> None:
         BEAMS.changed({"temperature": 0.5})
 
 
-@pytest.mark.parametrize("options", [GREEDY, SAMPLED, BEAMS, PENALISED])
+@pytest.mark.parametrize("options", [GREEDY, SAMPLED, BEAMS, PENALISED, COUNTED])
 def test_options_survive_their_mapping(options: SearchOptions) -> None:
     assert SearchOptions.from_mapping(asdict(options)) == options
 
@@ -141,6 +167,7 @@ PENALISING = {"repetition_penalty": 1.2, "no_repeat_ngram_size": 3}
         (replace(GREEDY, seed=3), {"do_sample": False}),
         (BEAMS, {"do_sample": False, **BEAMING}),
         (PENALISED, {"do_sample": False, **PENALISING}),
+        (COUNTED, {"do_sample": False}),
         (replace(GREEDY, stop=["."], max_new_tokens=5), {"do_sample": False}),
     ],
 )
@@ -155,6 +182,7 @@ def test_the_onnx_runtime_is_told(options: SearchOptions, expected: dict[str, An
         (SAMPLED, SAMPLING),
         (BEAMS, {"do_sample": False, **BEAMING}),
         (PENALISED, {"do_sample": False, **PENALISING}),
+        (COUNTED, {"do_sample": False}),
         (replace(GREEDY, stop=["."], seed=3), {"do_sample": False}),
     ],
 )
@@ -165,4 +193,5 @@ def test_transformers_is_told(options: SearchOptions, expected: dict[str, Any]) 
 def test_every_option_reaches_the_runtimes_or_is_applied_here() -> None:
     told = set(to_genai(SAMPLED, 1, 1)) | set(to_genai(BEAMS, 1, 1))
     applied_here = {"max_new_tokens", "max_length", "seed", "stop"}
+    applied_here |= {"frequency_penalty", "presence_penalty"}  # to the logits, step by step
     assert {option.name for option in fields(SearchOptions)} - applied_here <= told

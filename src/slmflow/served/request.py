@@ -16,7 +16,7 @@ HARMLESS = frozenset(
 """Fields that say nothing about the answer; ``model`` is checked by who serves several."""
 
 ASKS_NOTHING: Mapping[str, tuple[Any, ...]] = {
-    "logprobs": (False, 0),
+    "logprobs": (False,),
     "top_logprobs": (0,),
     "logit_bias": ({},),
     "tools": ([],),
@@ -40,8 +40,8 @@ class RequestError(ValueError):
     is OpenAI's word for it where it has one."""
 
     def __init__(self, message: str, field: str | None = None, code: str | None = None) -> None:
-        super().__init__(message)
-        self.field = field
+        super().__init__(_sendable(message))
+        self.field = None if field is None else _sendable(field)
         self.code = code
 
     def as_dict(self) -> dict[str, Any]:
@@ -95,7 +95,8 @@ class Fields:
             return Asked(defaults.changed(changes), n, stream, include_usage, schema)
         except ValueError as error:
             message = str(error).replace("search.", "")
-            raise RequestError(message, message.split(" ", 1)[0]) from None
+            named = [name for name in changes if name in message]
+            raise RequestError(message, named[0] if named else None) from None
 
     def _lengths(self) -> dict[str, Any]:
         given = {
@@ -152,6 +153,11 @@ class Fields:
             raise RequestError(f"{name} {UNSUPPORTED}", name)
 
 
+def _sendable(text: str) -> str:
+    """Names of fields may hold halves of characters, which no response can."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def is_absent(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
@@ -200,10 +206,10 @@ def _nothing(name: str) -> tuple[Any, ...]:
 
 
 def _same(value: Any, nothing: Any) -> bool:
-    # False is 0 in Python, and an array compares item by item.
-    listed = items(value)
-    value = value if listed is None else listed
-    return type(value) is type(nothing) and bool(value == nothing)
+    if is_flag(value) or is_flag(nothing):  # False is 0 in Python
+        return is_flag(value) and is_flag(nothing) and bool(value) == bool(nothing)
+    listed = items(value)  # an array compares item by item
+    return bool((value if listed is None else listed) == nothing)
 
 
 def _stop(value: Any) -> list[str]:

@@ -172,8 +172,6 @@ class Session:
 
     def _tell(self, row: _Row, event: str | Answer) -> None:
         held = row.held
-        if held.id not in self._held:
-            return
         if held.first is None:
             held.first = time.monotonic()
         if isinstance(event, str):

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from slmflow import __version__
-from slmflow.serving.describe import TAGS, openai_paths
+from slmflow.serving.describe import TAGS, described_paths
 from slmflow.serving.engine import Engine
 from slmflow.serving.guard import Access, Guard
-from slmflow.serving.invocations import scoring_routes
+from slmflow.serving.invocations import add_scoring
 from slmflow.serving.metrics import CONTENT_TYPE, Metrics
 from slmflow.serving.openai_api import Door, Identity, add_openai
 from slmflow.serving.refused import Refused, response_of
@@ -50,16 +50,18 @@ def create_app(
         openapi_tags=TAGS,
         redoc_url=None,
     )
-    add_openai(app, Door(engine, identity, metrics, tracer))
+    door = Door(engine, identity, metrics, tracer)
+    add_openai(app, door)
     _add_health(app, engine, metrics)
     _add_page(app)
-    app.router.routes.extend(scoring_routes(engine, metadata))
+    add_scoring(app, door, metadata)
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(HTTPException, _not_found)
+    app.add_exception_handler(Exception, _failed)
     app.add_middleware(Guard, access=access)
     if access.hosts is not None:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(access.hosts))
-    app.openapi_schema = _description(app, openai_paths(identity.names, engine.choices))
+    app.openapi_schema = _description(app, identity, engine)
     return app
 
 
@@ -68,8 +70,7 @@ def _add_health(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
     @app.get("/health")
     async def health() -> Response:
         """200 while the model can answer, as MLflow's own; 503 while it is being loaded."""
-        status = 200 if engine.loaded is not None else 503
-        return Response("\n", status, media_type="application/json")
+        return PlainTextResponse("\n", 200 if engine.loaded is not None else 503)
 
     @app.get("/metrics")
     async def prometheus() -> Response:
@@ -90,6 +91,11 @@ def _add_page(app: FastAPI) -> None:
         return FileResponse(PAGE / name, headers=headers)
 
 
+async def _failed(_: Request, error: Exception) -> Response:
+    """A bug of ours; uvicorn logs its trace."""
+    return response_of(Refused(500, f"the server failed: {type(error).__name__}", "server_error"))
+
+
 async def _refused(_: Request, error: Exception) -> Response:
     assert isinstance(error, Refused)
     return response_of(error)
@@ -101,8 +107,8 @@ async def _not_found(request: Request, error: Exception) -> Response:
     return response_of(Refused(error.status_code, told, headers=dict(error.headers or {})))
 
 
-def _description(app: FastAPI, openai: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """FastAPI's description of the routes, with the schemas of what they read and write."""
+def _description(app: FastAPI, identity: Identity, engine: Engine) -> dict[str, Any]:
     described: dict[str, Any] = app.openapi()
-    described["paths"] |= openai
+    described["paths"] = described_paths(identity.names, engine.choices)
+    described["components"] = {}
     return described

@@ -4,42 +4,61 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
+from fastapi import FastAPI, Request, Response
+from mlflow.exceptions import MlflowException
+from mlflow.protos import databricks_pb2 as codes
 from mlflow.pyfunc import scoring_server
-from starlette.routing import BaseRoute
 
-from slmflow.served.packaged import CHAT_TASK, refusal, rows_of
-from slmflow.serving.engine import Engine
+from slmflow.served.packaged import CHAT_TASK, rows_of
+from slmflow.serving.openai_api import Door
 from slmflow.serving.refused import Refused
 
-SCORING_PATHS = ("/invocations", "/version")
+PATH = "/invocations"
 ROWS_AT_ONCE = 64
 """Rows of one call that the worker knows at a time, so that others come between."""
 
+ERROR_CODES = {
+    400: codes.INVALID_PARAMETER_VALUE,
+    429: codes.REQUEST_LIMIT_EXCEEDED,
+    503: codes.TEMPORARILY_UNAVAILABLE,
+    504: codes.DEADLINE_EXCEEDED,
+}
+"""MLflow's words for a status, from which its application makes the status again."""
 
-def scoring_routes(engine: Engine, metadata: Any) -> list[BaseRoute]:
+
+def add_scoring(app: FastAPI, door: Door, metadata: Any) -> None:
     """``/invocations`` and ``/version`` as ``mlflow models serve`` has them.
 
-    Taken out of MLflow's application, whose time limit would cut a stream's connection.
+    MLflow's functions without its application, whose time limit would be a second one.
     """
-    app = scoring_server.init(_RemoteModel(engine, metadata))
-    return [route for route in app.routes if getattr(route, "path", "") in SCORING_PATHS]
+    scoring = scoring_server.init(_RemoteModel(door, metadata))
+    answer = {getattr(route, "path", ""): route for route in scoring.routes}
+    app.get("/version")(answer["/version"].endpoint)
+
+    @app.post(PATH)
+    async def invocations(request: Request) -> Response:
+        if "content-type" not in request.headers:
+            raise Refused(415, "the request has no Content-Type; send application/json")
+        response: Response = await answer[PATH].endpoint(request)
+        return response
 
 
 class _RemoteModel:
     """What the scoring application needs of a model."""
 
-    def __init__(self, engine: Engine, metadata: Any) -> None:
-        self._engine = engine
+    def __init__(self, door: Door, metadata: Any) -> None:
+        self._door = door
         self.metadata = metadata
 
     def predict(self, data: Any, params: Any = None) -> list[Any]:
         """Called in a thread of the application's; rows and errors as ``PackagedModel.predict``."""
-        chat = self._engine.task == CHAT_TASK
+        engine = self._door.engine
+        chat = engine.task == CHAT_TASK
         rows = rows_of(data, "messages" if chat else "prompt")
-        answered = asyncio.run_coroutine_threadsafe(self._all(rows, chat), self._engine.loop)
-        results = answered.result()
+        results = asyncio.run_coroutine_threadsafe(self._all(rows, chat), engine.loop).result()
         if len(results) == 1 and isinstance(results[0], Refused):
-            raise refusal(str(results[0]))
+            code = ERROR_CODES.get(results[0].status, codes.INTERNAL_ERROR)
+            raise MlflowException(str(results[0]), error_code=code)
         return [{"error": one.error} if isinstance(one, Refused) else one for one in results]
 
     async def _all(self, rows: list[dict[str, Any]], chat: bool) -> list[Any]:
@@ -47,22 +66,15 @@ class _RemoteModel:
 
         async def one(index: int, row: Mapping[str, Any]) -> Any:
             async with room:
-                return await self._one(row, chat, more=index > 0)
+                try:
+                    return await self._one(row, chat, more=index > 0)
+                except Refused as refused:
+                    return refused
 
         return await asyncio.gather(*(one(index, row) for index, row in enumerate(rows)))
 
     async def _one(self, row: Mapping[str, Any], chat: bool, more: bool) -> Any:
-        body = row if chat else {"prompt": [row.get("prompt")]}
-        try:
-            ask = self._engine.ask("chat" if chat else "text", body, more=more)
-            try:
-                if await self._engine.accepted(ask):
-                    raise Refused(
-                        400, "stream: /invocations answers in one piece; ask /v1/chat/completions"
-                    )
-                response = (await self._engine.done(ask))["response"]
-            finally:
-                self._engine.close(ask)
-        except Refused as refused:
-            return refused
-        return response if chat else response["choices"][0]["text"]
+        if chat:
+            return await self._door.row("chat", PATH, row, more)
+        response = await self._door.row("text", PATH, {"prompt": [row.get("prompt")]}, more)
+        return response["choices"][0]["text"]

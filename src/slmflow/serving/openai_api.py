@@ -3,7 +3,8 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -17,7 +18,7 @@ from slmflow.serving.tracing import NoTracer, Served, Tracer
 
 T = TypeVar("T")
 GONE = "the client closed the connection"
-KINDS = {"chat": "/v1/chat/completions", "text": "/v1/completions"}
+PATHS = {"chat": "/v1/chat/completions", "text": "/v1/completions"}
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,11 @@ class Identity:
 
 
 def add_openai(app: FastAPI, door: "Door") -> None:
-    @app.post(KINDS["chat"])
+    @app.post(PATHS["chat"])
     async def chat_completions(request: Request) -> Response:
         return await door.answer("chat", request)
 
-    @app.post(KINDS["text"])
+    @app.post(PATHS["text"])
     async def completions(request: Request) -> Response:
         return await door.answer("text", request)
 
@@ -56,35 +57,43 @@ class Door:
     def __init__(
         self, engine: Engine, identity: Identity, metrics: Metrics, tracer: Tracer | NoTracer
     ) -> None:
-        self._engine = engine
+        self.engine = engine
         self._identity = identity
         self._metrics = metrics
         self._tracer = tracer
 
     async def answer(self, kind: str, request: Request) -> Response:
-        served = Served(kind, time.time_ns())
-        try:
+        served = Served(kind, PATHS[kind], time.time_ns())
+        with self._failing(served):
             served.body = body = _object(await request.body())
             self.check_model(body.get("model"))
-            ask = self._engine.ask(kind, body)
-            try:
-                if await _unless_gone(request, self._engine.accepted(ask)):
-                    return StreamingResponse(
-                        self._events(ask, served), media_type="text/event-stream"
-                    )
-                done = await _unless_gone(request, self._engine.done(ask))
+            ask = self.engine.ask(kind, body)
+            with _closing(self.engine, ask) as kept:
+                if await _unless_gone(request, self.engine.accepted(ask)):
+                    kept.pop_all()  # the stream closes it
+                    events = self._events(ask, served)
+                    return StreamingResponse(events, media_type="text/event-stream")
+                done = await _unless_gone(request, self.engine.done(ask))
                 self._served(served, done)
                 return JSONResponse(done["response"])
-            except BaseException:
-                self._engine.close(ask)
-                raise
-        except Refused as refused:
-            self._failed(served, refused)
-            raise
+
+    async def row(self, kind: str, path: str, body: Mapping[str, Any], more: bool) -> Any:
+        """The whole response to one row of a call; ``more``: not its first. Raises ``Refused``."""
+        served = Served(kind, path, time.time_ns())
+        served.body = body
+        with self._failing(served):
+            self.check_model(body.get("model"))
+            ask = self.engine.ask(kind, body, more=more)
+            with _closing(self.engine, ask):
+                if await self.engine.accepted(ask):
+                    raise Refused(400, f"stream: {path} answers in one piece", param="stream")
+                done = await self.engine.done(ask)
+                self._served(served, done)
+                return done["response"]
 
     def check_model(self, name: Any) -> None:
         identity = self._identity
-        if name is not None and name not in identity.names:
+        if name is not None and not (isinstance(name, str) and name in identity.names):
             raise Refused(
                 404,
                 f"the model {name!r} is not served here; allowed: "
@@ -107,9 +116,9 @@ class Door:
     async def _events(self, ask: Ask, served: Served) -> AsyncIterator[bytes]:
         """Server-sent events, as OpenAI writes them. Closed when the client goes away."""
         try:
-            async for chunks in self._engine.chunks(ask):
+            async for chunks in self.engine.chunks(ask):
                 yield b"".join(_event(chunk) for chunk in chunks)
-            self._served(served, await self._engine.done(ask))
+            self._served(served, await self.engine.done(ask))
             yield b"data: [DONE]\n\n"
         except Refused as refused:
             self._failed(served, refused)
@@ -118,17 +127,32 @@ class Door:
             self._failed(served, Refused(499, GONE, "client_closed"))
             raise
         finally:
-            self._engine.close(ask)
+            self.engine.close(ask)
 
     def _served(self, served: Served, done: Mapping[str, Any]) -> None:
         served.finish(done)
-        self._metrics.count(KINDS[served.kind], 200, done)
+        self._metrics.count(served.path, 200, done)
         self._tracer.record(served)
+
+    @contextmanager
+    def _failing(self, served: Served) -> Iterator[None]:
+        try:
+            yield
+        except Refused as refused:
+            self._failed(served, refused)
+            raise
 
     def _failed(self, served: Served, refused: Refused) -> None:
         served.fail(str(refused))
-        self._metrics.count(KINDS[served.kind], refused.status, None)
+        self._metrics.count(served.path, refused.status, None)
         self._tracer.record(served)
+
+
+def _closing(engine: Engine, ask: Ask) -> ExitStack:
+    """Frees the request's place at the end, however that comes."""
+    stack = ExitStack()
+    stack.callback(engine.close, ask)
+    return stack
 
 
 def _object(body: bytes) -> dict[str, Any]:

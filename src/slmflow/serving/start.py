@@ -103,8 +103,8 @@ def _tracer(config: ServeConfig, uri: str, metadata: Model) -> Tracer | NoTracer
 
 
 def _do_not_hang_on_tracking() -> None:
-    """From here on the tracking server gets traces and the run's end. Where it is away, MLflow would
-    try each of its calls for ten minutes, and Ctrl-C would seem not to work."""
+    """From here on the tracking server gets traces and the run's end. Where it is away, MLflow
+    would try each of its calls for ten minutes, and Ctrl-C would seem not to work."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 

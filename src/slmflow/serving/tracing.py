@@ -24,8 +24,9 @@ log = logging.getLogger(__name__)
 class Served:
     """One request as it was served. Times in nanoseconds since 1970."""
 
-    def __init__(self, kind: str, started_ns: int) -> None:
+    def __init__(self, kind: str, path: str, started_ns: int) -> None:
         self.kind = kind
+        self.path = path
         self.started_ns = started_ns
         self.seconds: Mapping[str, float] = {}
         self.body: Mapping[str, Any] | None = None
@@ -97,7 +98,7 @@ class Tracer:
         from mlflow.entities import SpanType
 
         span = mlflow.start_span_no_context(
-            name=f"{served.kind} completion",
+            name=served.path,
             span_type=SpanType.CHAT_MODEL if served.kind == "chat" else SpanType.LLM,
             inputs=_clean(served.body),
             attributes=dict(served.seconds),
