@@ -155,7 +155,12 @@ class Soak:
 
     def closed_by_client(self) -> float:
         """Requests that the server counted as closed by their clients."""
-        return sum(value for name, value in self._metrics().items() if 'status="499"' in name)
+        counted = self._metrics().items()
+        return sum(
+            value
+            for name, value in counted
+            if name.startswith("slmflow_requests_total") and 'status="499"' in name
+        )
 
     def _client(self, asked: Iterator[tuple[str, Request]]) -> None:
         caller = Caller(self._server)

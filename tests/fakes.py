@@ -53,6 +53,7 @@ class FakeRuntime:
     ) -> None:
         self.context_length = context_length
         self.eos_ids = frozenset([EOS])
+        self.pad_id = EOS
         self.batches: list[list[str]] = []
         self.schemas: list[str | None] = []
         self.made: list[int] = []

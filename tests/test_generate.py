@@ -363,7 +363,7 @@ def test_beams_that_ended_by_themselves_say_stop_and_those_at_the_limit_length(r
         encode=lambda text: list(text.encode()),
         decode=lambda ids: bytes(ids.tolist()).decode(),
     )
-    config = {"model": {"context_length": 100}}
+    config = {"model": {"context_length": 100, "vocab_size": 1_000}}
     runtime = OnnxRuntime(genai, None, tokenizer, Path("nowhere"), config)
 
     def reasons(new_tokens: int) -> list[str]:
@@ -420,7 +420,13 @@ def test_penalties_count_what_each_row_has_generated(
         Generator=lambda model, params: FakeLogits(logits),
     )
     tokenizer = SimpleNamespace(eos_token_ids=[EOS], pad_token_id=0)
-    runtime = OnnxRuntime(genai, None, tokenizer, Path("nowhere"), {"model": {"context_length": 9}})
+    runtime = OnnxRuntime(
+        genai,
+        None,
+        tokenizer,
+        Path("nowhere"),
+        {"model": {"context_length": 9, "vocab_size": 1_000}},
+    )
     options = SearchOptions(frequency_penalty=frequency, presence_penalty=presence)
     made = list(runtime.steps([[1]] * rows, options, steps))
 
@@ -431,3 +437,11 @@ def test_penalties_count_what_each_row_has_generated(
             token = int(expected.argmax())
             assert made[step][row] == token
             counts[token] += 1
+
+
+def test_a_prompt_that_ends_in_padding_shares_no_batch() -> None:
+    """There the ONNX runtime would take the prompt's own token for padding."""
+    runtime = FakeRuntime()
+    runtime.pad_id = ord("!")
+    prompts = [prepare(runtime, text, GREEDY, rendered=False) for text in ("ab", "a!", "cd")]
+    assert plan_batches(prompts, CONTEXT) == [[0, 2], [1]]

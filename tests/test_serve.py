@@ -232,6 +232,14 @@ def test_greedy_answers_do_not_depend_on_who_else_asks(server: Server) -> None:
     assert together == alone
 
 
+def test_what_would_break_a_batch_breaks_none(server: Server) -> None:
+    """A prompt of nothing but padding, and more tokens to choose from than there are."""
+    padding = {"prompt": ["What is", "<|endoftext|>", "What"], "max_tokens": 3}
+    assert post(server, padding, "/v1/completions").status_code == 200
+    many = {**QUESTION, "top_k": 2_000_000_000, "temperature": 0.5, "seed": 1}
+    assert post(server, many).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("content", "status", "said"),
     [
@@ -241,6 +249,7 @@ def test_greedy_answers_do_not_depend_on_who_else_asks(server: Server) -> None:
         (b'{"messages": NaN}', 400, "NaN"),
         (b"[" * 100_000, 400, "no JSON"),
         (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', 400, "surrogate"),
+        (b'{"messages": [{"role": "user", "content": "a\\u0000b"}]}', 400, "NUL"),
         (b'{"seed": ' + b"1" * 5_000 + b"}", 400, "no JSON"),
         (b'{"model": "gpt-4", "messages": []}', 404, "phi3-demo"),
         (b" " * 2_000_000, 413, "serve.max_body_bytes"),

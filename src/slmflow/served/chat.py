@@ -147,7 +147,7 @@ def _content(value: Any, where: str) -> str:
     for index, part in enumerate(parts):
         kind = part.get("type") if isinstance(part, Mapping) else None
         text = part.get("text") if kind == "text" else None
-        if not isinstance(text, str):
+        if not isinstance(text, str) or set(part) > {"type", "text"}:
             raise RequestError(
                 f'{where}.content[{index}] is not {{"type": "text", "text": "..."}}, the only '
                 "kind of part that this model reads",

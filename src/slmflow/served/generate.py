@@ -30,13 +30,14 @@ class PromptError(ValueError):
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids, the options to answer with, how many tokens the answer may have, and the JSON
-    schema that it must follow, if any."""
+    """Token ids, the options to answer with, how many tokens the answer may have, the JSON schema
+    that it must follow, if any, and whether it must not share a batch."""
 
     ids: tuple[int, ...]
     options: SearchOptions
     new_tokens: int
     schema: str | None = None
+    alone: bool = False
 
 
 def prepare(
@@ -46,6 +47,8 @@ def prepare(
     if not text.strip():
         raise PromptError("the prompt is empty; give at least one word")
     ids = tuple(runtime.encode(text, rendered=rendered))
+    if not ids:
+        raise PromptError("the model's tokenizer makes no token of the prompt; give another")
     new_tokens = options.new_tokens(len(ids), runtime.context_length)
     if new_tokens < 1:
         limit = min(runtime.context_length, options.max_length or runtime.context_length)
@@ -55,7 +58,8 @@ def prepare(
             "together; shorten the prompt",
             "context_length_exceeded",
         )
-    return Prompt(ids, options, new_tokens, schema)
+    # In a batch, a token for padding at the end of a prompt would be taken for padding.
+    return Prompt(ids, options, new_tokens, schema, alone=ids[-1] == runtime.pad_id)
 
 
 class Batch:
@@ -167,7 +171,8 @@ def _group(index: int, prompt: Prompt) -> str:
     """Prompts of one group share their options, so that they may be generated together."""
     options = prompt.options
     # In a batch, a seeded row's draws would depend on the others.
-    if (options.samples and options.seed is not None) or prompt.schema is not None:
+    seeded = options.samples and options.seed is not None
+    if prompt.alone or seeded or prompt.schema is not None:
         return f"alone {index}"
     # Lengths and stop texts are applied a row at a time, so rows may differ in them, except where
     # the search would take padding, often an end token, for text of the prompt,

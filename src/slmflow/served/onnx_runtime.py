@@ -6,6 +6,7 @@ The only importer of onnxruntime_genai, which it imports when a model is loaded.
 import json
 import os
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ class OnnxRuntime:
         self._folder = folder
         self.context_length: int = config["model"]["context_length"]
         self.eos_ids = frozenset(int(token) for token in tokenizer.eos_token_ids)
+        self.pad_id = int(tokenizer.pad_token_id)
+        self._vocabulary: int = config["model"]["vocab_size"]
         self._bos_id: int | None = config["model"].get("bos_token_id")
         self._bos_text = _bos_text(folder)
 
@@ -97,6 +100,7 @@ class OnnxRuntime:
         schema: str | None = None,
     ) -> Generator[Sequence[int], None, None]:
         longest = max(len(ids) for ids in prompts)
+        options = replace(options, top_k=min(options.top_k, self._vocabulary))
         params = self._genai.GeneratorParams(self._model)
         params.set_search_options(batch_size=len(prompts), **to_genai(options, longest, new_tokens))
         if schema is not None:
@@ -129,7 +133,7 @@ class OnnxRuntime:
 
     def _padded(self, prompts: Sequence[Sequence[int]], longest: int) -> np.ndarray[Any, Any]:
         # On the right, as the runtime's own encode_batch does: it masks the padding out.
-        padded = np.full((len(prompts), longest), self._tokenizer.pad_token_id, dtype=np.int32)
+        padded = np.full((len(prompts), longest), self.pad_id, dtype=np.int32)
         for row, ids in enumerate(prompts):
             padded[row, : len(ids)] = ids
         return padded if len(prompts) > 1 else padded[0]

@@ -169,7 +169,10 @@ def items(value: Any) -> list[Any] | None:
 
 
 def whole_text(value: str, name: str) -> str:
-    """The text, where it is one: JSON can write halves of characters, which no tokenizer reads."""
+    """The text, where it is one that tokenizers read: JSON can write halves of characters, and a
+    NUL ends a text for the ONNX runtime's."""
+    if "\0" in value:
+        raise RequestError(f"{name} holds a NUL character, which is no text", name)
     try:
         value.encode()
     except UnicodeEncodeError:

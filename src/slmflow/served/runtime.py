@@ -20,6 +20,9 @@ class Runtime(Protocol):
     eos_ids: frozenset[int]
     """Tokens that end an answer; none of them is part of its text."""
 
+    pad_id: int
+    """What fills up the shorter prompts of a batch."""
+
     def template(self) -> ChatTemplate:
         """The model's chat template; raises ``TemplateError`` where it has none."""
 

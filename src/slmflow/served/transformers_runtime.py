@@ -23,6 +23,8 @@ class TransformersRuntime:
         self.context_length: int = model.config.max_position_embeddings
         eos = model.generation_config.eos_token_id
         self.eos_ids = frozenset([eos] if isinstance(eos, int) else eos or [])
+        pad = tokenizer.pad_token_id
+        self.pad_id = int(pad) if pad is not None else min(self.eos_ids)
 
     @classmethod
     def load(
@@ -99,7 +101,7 @@ class TransformersRuntime:
         config = GenerationConfig(
             **to_transformers(options, new_tokens),
             eos_token_id=sorted(self.eos_ids),
-            pad_token_id=self._pad_id(),
+            pad_token_id=self.pad_id,
         )
         with self._lock, torch.random.fork_rng(), torch.inference_mode():
             if options.seed is not None:
@@ -123,13 +125,9 @@ class TransformersRuntime:
         longest = max(len(ids) for ids in prompts)
         gaps = [longest - len(ids) for ids in prompts]
         rows = zip(gaps, prompts, strict=True)
-        input_ids = torch.tensor([[self._pad_id()] * gap + list(ids) for gap, ids in rows])
+        input_ids = torch.tensor([[self.pad_id] * gap + list(ids) for gap, ids in rows])
         mask = torch.tensor([[0] * gap + [1] * (longest - gap) for gap in gaps])
         return input_ids.to(self._model.device), mask.to(self._model.device)
-
-    def _pad_id(self) -> int:
-        pad = self._tokenizer.pad_token_id
-        return int(pad) if pad is not None else min(self.eos_ids)
 
 
 class _Steps:

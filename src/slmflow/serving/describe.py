@@ -43,7 +43,9 @@ def described_paths(names: Iterable[str], choices: int | None) -> dict[str, dict
         **common,
     }
     row = _closed(chat, ["messages"])
-    rows = {"anyOf": [row, _object({"inputs": {"type": "array", "minItems": 1, "items": row}})]}
+    # A row that is none of these gets an error object in its place, so the call is no error.
+    several = {"type": "array", "minItems": 1, "items": {"type": "object"}}
+    rows = {"anyOf": [row, _object({"inputs": several})]}
     named = {"name": "model", "in": "path", "required": True, "schema": model}
     return {
         "/v1/chat/completions": {
@@ -224,7 +226,7 @@ INVOCATIONS = {
     "200": {**_json({}), "description": "The answers; a row that has none is an error object"},
     **{
         status: {**_json({"type": "object"}), "description": ERRORS[status]}
-        for status in ("400", "429", "500", "503", "504")
+        for status in ("400", "404", "429", "500", "503", "504")
     },
     "401": {**_json(ERROR), "description": ERRORS["401"]},
     "413": {**_json(ERROR), "description": ERRORS["413"]},
