@@ -91,7 +91,7 @@ def _worker(request: Mapping[str, Any], errors: Any) -> Iterator["subprocess.Pop
         stdout=subprocess.PIPE,
         stderr=errors,
         text=True,
-        env=_environment(),
+        env=model_environment(),
     )
     try:
         assert process.stdin is not None
@@ -108,7 +108,8 @@ def _worker(request: Mapping[str, Any], errors: Any) -> Iterator["subprocess.Pop
         process.stdout.close()  # type: ignore[union-attr]
 
 
-def _environment() -> dict[str, str]:
+def model_environment() -> dict[str, str]:
+    """Of a process that loads a model: it sees the tracking server, neither run nor repository."""
     environment = {
         name: value
         for name, value in os.environ.items()

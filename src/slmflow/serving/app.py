@@ -103,7 +103,7 @@ async def _refused(_: Request, error: Exception) -> Response:
 
 async def _not_found(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    told = f"{request.method} {request.url.path}: {error.detail}; see /docs"
+    told = f"{request.method} {request.url.path}: {error.detail}; see /openapi.json"
     return response_of(Refused(error.status_code, told, headers=dict(error.headers or {})))
 
 

@@ -8,7 +8,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from slmflow.serving.refused import Refused, response_of
 
-OPEN_PATHS = ("/", "/page/", "/health", "/ping", "/version", "/docs", "/openapi.json")
+OPEN_PATHS = ("/", "/page/", "/health", "/ping", "/version", "/openapi.json")
 """Without a key: nothing there tells of a request or costs a token."""
 
 

@@ -162,7 +162,7 @@ def _object(body: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise Refused(400, f"the request is no JSON: {error}") from None
     if not isinstance(value, dict):
-        raise Refused(400, "the request is no JSON object; see /docs for what it may hold")
+        raise Refused(400, "the request is no JSON object; see /openapi.json for what it may hold")
     return value
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import signal
 import sys
 import tempfile
@@ -88,13 +87,6 @@ class Process:
         assert self._process.stdin is not None
         if not self._process.stdin.is_closing():
             self._process.stdin.write(line)
-
-
-def worker_environment(changes: Mapping[str, str]) -> dict[str, str]:
-    """Of a process that sees the tracking server, but neither a run nor this repository."""
-    hidden = ("PYTHONPATH", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "SLMFLOW_API_KEY")
-    kept = {name: value for name, value in os.environ.items() if name not in hidden}
-    return kept | dict(changes)
 
 
 def _line(message: Mapping[str, Any]) -> bytes:

@@ -14,13 +14,14 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.models import Model
 
 from slmflow import console
+from slmflow.answering.ask import model_environment
 from slmflow.config.schema import ServeConfig
 from slmflow.next_commands import ask_commands
 from slmflow.serving.app import create_app
 from slmflow.serving.engine import Engine, Loaded
 from slmflow.serving.metrics import Metrics
 from slmflow.serving.openai_api import Identity
-from slmflow.serving.process import Order, worker_environment
+from slmflow.serving.process import Order
 from slmflow.serving.server import API_KEY, Server, access, address_of, listen
 from slmflow.serving.tracing import NoTracer, Tracer
 from slmflow.tracking.registry import find_version
@@ -71,11 +72,9 @@ def _order(uri: str, version: ModelVersion | None, config: ServeConfig) -> Order
     if config.hardware.threads != "auto":
         changes["threads"] = config.hardware.threads
     limits = {"new_tokens": config.serve.max_new_tokens, "choices": config.serve.max_choices}
-    environment = {
-        "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
-        "MLFLOW_REGISTRY_URI": mlflow.get_registry_uri(),
-    }
-    return Order(uri, changes, limits, worker_environment(environment))
+    environment = model_environment()
+    environment.pop(API_KEY, None)
+    return Order(uri, changes, limits, environment)
 
 
 def _identity(uri: str, version: ModelVersion | None, loaded: Loaded) -> Identity:
