@@ -57,7 +57,7 @@ Measured = dict[str, float]
 
 def main() -> None:
     parser = work.parser("serving", __doc__, rounds=5)
-    parser.add_argument("--requests", type=int, default=4, help="of a client (default: 4)")
+    parser.add_argument("--requests", type=int, default=6, help="of a client (default: 6)")
     parser.add_argument("--child", nargs="+", metavar="ROLE", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:

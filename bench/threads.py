@@ -13,6 +13,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from bench import work
 from bench.checkpoint import Shape, plain_tokens
 from bench.figures import Figure, ratios, show, write
@@ -78,7 +80,8 @@ def load(setting: str, folder: Path) -> OnnxRuntime:
     genai = import_genai()
     model: Any = genai.Model(str(folder))
     config = json.loads((folder / "genai_config.json").read_text("utf-8"))
-    return OnnxRuntime(genai, model, genai.Tokenizer(model), folder, config)
+    detokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return OnnxRuntime(genai, model, genai.Tokenizer(model), detokenizer, folder, config)
 
 
 def _rates(runtime: OnnxRuntime, prompt: list[int], new_tokens: int) -> dict[str, float]:

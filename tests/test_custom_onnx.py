@@ -145,13 +145,15 @@ def test_models_load_where_nobody_knows_this_repository(packaged: Packaged, tmp_
     assert pipeline == "TextGenerationPipeline"
 
 
-def test_both_kinds_have_the_chat_signature_of_mlflow(packaged: Packaged) -> None:
+def test_both_kinds_have_the_chat_signature_of_mlflow_and_more_fields(packaged: Packaged) -> None:
     from mlflow.types.llm import CHAT_MODEL_INPUT_SCHEMA, CHAT_MODEL_OUTPUT_SCHEMA
 
     mlflow.set_tracking_uri(packaged.workplace.tracking_uri)
     for version in (1, 2):
         info = mlflow.models.get_model_info(f"models:/phi3-demo/{version}")
-        assert info.signature.inputs == CHAT_MODEL_INPUT_SCHEMA
+        columns = info.signature.inputs.inputs
+        assert columns[: len(CHAT_MODEL_INPUT_SCHEMA.inputs)] == CHAT_MODEL_INPUT_SCHEMA.inputs
+        assert not any(column.required for column in columns[1:])
         assert info.signature.outputs == CHAT_MODEL_OUTPUT_SCHEMA
         assert info.metadata["task"] == "llm/v1/chat"
 

@@ -361,10 +361,10 @@ def test_beams_that_ended_by_themselves_say_stop_and_those_at_the_limit_length(r
         eos_token_ids=[EOS],
         pad_token_id=0,
         encode=lambda text: list(text.encode()),
-        decode=lambda ids: bytes(ids.tolist()).decode(),
+        decode=lambda ids, skip_special_tokens: bytes(ids).decode(),
     )
     config = {"model": {"context_length": 100, "vocab_size": 1_000}}
-    runtime = OnnxRuntime(genai, None, tokenizer, Path("nowhere"), config)
+    runtime = OnnxRuntime(genai, None, tokenizer, tokenizer, Path("nowhere"), config)
 
     def reasons(new_tokens: int) -> list[str]:
         options = SearchOptions(num_beams=2, max_new_tokens=new_tokens)
@@ -423,6 +423,7 @@ def test_penalties_count_what_each_row_has_generated(
     runtime = OnnxRuntime(
         genai,
         None,
+        tokenizer,
         tokenizer,
         Path("nowhere"),
         {"model": {"context_length": 9, "vocab_size": 1_000}},

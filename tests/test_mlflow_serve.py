@@ -2,7 +2,6 @@
 
 import json
 import os
-import shlex
 import signal
 import socket
 import subprocess
@@ -148,7 +147,7 @@ def context(
 
 def copied(context: Path) -> list[tuple[str, str]]:
     """Source and target of every COPY in the Dockerfile."""
-    lines = [shlex.split(line) for line in (context / "Dockerfile").read_text().splitlines()]
+    lines = [line.split() for line in (context / "Dockerfile").read_text().splitlines()]
     return [
         (source, line[-1])
         for line in lines

@@ -668,14 +668,25 @@ def test_callers_who_were_answered_together_are_answered_together_again() -> Non
     assert all(0 < wait <= 3600 for wait in told.waits)
 
 
-def test_who_is_waiting_already_is_not_waited_for() -> None:
+def test_who_waits_already_is_answered_with_those_who_come_again() -> None:
     told = talk(
         chat("a", "one"),
         chat("b", "one"),
         later=[(1, chat("c", "two")), (2, chat("d", "two"))],
+        gathered=[chat("a2", "two"), chat("b2", "two")],
         limits=PATIENT,
     )
-    assert [len(batch) for batch in told.runtime.batches] == [2, 2]
+    assert [len(batch) for batch in told.runtime.batches] == [2, 4]
+    assert len(told.waits) == 2
+
+
+def test_a_batch_that_is_full_waits_for_nobody() -> None:
+    told = talk(
+        *[chat(f"a{index}", "one") for index in range(BATCH_ROWS)],
+        later=[(1, chat(f"b{index}", "two")) for index in range(BATCH_ROWS)],
+        limits=PATIENT,
+    )
+    assert [len(batch) for batch in told.runtime.batches] == [BATCH_ROWS, BATCH_ROWS]
     assert told.waits == []
 
 
@@ -694,7 +705,7 @@ def test_without_patience_only_what_is_already_there_is_taken() -> None:
         later=[(2, chat("a2", "two")), (3, chat("b2", "two"))],
     )
     assert [len(batch) for batch in told.runtime.batches] == [3, 2]
-    assert told.waits == [0.0]
+    assert told.waits == []
 
 
 def test_a_bad_request_does_not_end_the_wait() -> None:

@@ -89,7 +89,7 @@ def log_onnx(packaging: Packaging, task: str, package: str) -> ModelInfo:
                 code_paths=[str(code)],
                 input_example=example,
                 signature=CHAT_SIGNATURE if chat else infer_signature(example, "an answer"),
-                pip_requirements=requirements(package, "jinja2"),
+                pip_requirements=requirements(package, "jinja2", "tokenizers"),
             )
         # MLflow writes the folders of the machine that packaged the model, and needs neither.
         flavor = mlflow_model.flavors["python_function"]
@@ -191,6 +191,7 @@ def _finish(path: Path, mlflow_model: Model, weights: LocalModel) -> None:
     (path / "LICENSE.txt").unlink(missing_ok=True)
     for notice in weights.notices:
         shutil.copyfile(notice, path / (CARD if notice.name == "README.md" else notice.name))
+    mlflow_model.artifact_path = None  # the place where this machine keeps its artifacts
     mlflow_model.save(str(path / MLMODEL_FILE_NAME))
 
 

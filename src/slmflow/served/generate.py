@@ -5,7 +5,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 
 from slmflow.served.answer import Answer, AnswerBuilder
-from slmflow.served.runtime import Runtime
+from slmflow.served.runtime import Runtime, SchemaError
 from slmflow.served.search import SearchOptions
 
 BATCH_ROWS = 16
@@ -16,8 +16,8 @@ times padded length, and 16 rows already give most of what batching can give on 
 FREE_PADDING = 256
 """Tokens of padding that a batch may have in any case; above, at most half may be padding."""
 
-Event = tuple[int, str | Answer]
-"""A row's index and a piece of its text, or at its end its whole answer."""
+Event = tuple[int, str | Answer | SchemaError]
+"""A row's index and a piece of its text; at its end its whole answer, or why there is none."""
 
 
 class PromptError(ValueError):
@@ -85,10 +85,14 @@ class Batch:
             first.schema,
         )
         with closing(steps):
-            for tokens in steps:
-                yield [event for row in sorted(self._open) for event in self._push(row, tokens)]
-                if not self._open:
-                    return
+            try:
+                for tokens in steps:
+                    yield [event for row in sorted(self._open) for event in self._push(row, tokens)]
+                    if not self._open:
+                        return
+            except SchemaError as error:  # such a row is alone
+                yield [(0, error)]
+                return
         yield [event for row in sorted(self._open) for event in self._finish(row)]
 
     def _push(self, row: int, tokens: Sequence[int]) -> Iterator[Event]:
@@ -107,10 +111,10 @@ class Batch:
         yield row, builder.answer()
 
 
-def generate(runtime: Runtime, prompts: Sequence[Prompt]) -> list[Answer]:
-    """One answer a prompt, in their order, however they were batched."""
-    answers: dict[int, Answer] = {
-        index: event for index, event in stream(runtime, prompts) if isinstance(event, Answer)
+def generate(runtime: Runtime, prompts: Sequence[Prompt]) -> list[Answer | SchemaError]:
+    """One answer a prompt, in their order, however they were batched; or why there is none."""
+    answers: dict[int, Answer | SchemaError] = {
+        index: event for index, event in stream(runtime, prompts) if not isinstance(event, str)
     }
     return [answers[index] for index in range(len(prompts))]
 

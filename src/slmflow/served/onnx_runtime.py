@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from slmflow.served.cores import thread_count
 from slmflow.served.runtime import SchemaError
@@ -30,11 +31,18 @@ class OnnxRuntime:
     """One ONNX model folder, loaded. Takes ready objects; ``load`` makes them."""
 
     def __init__(
-        self, genai: Any, model: Any, tokenizer: Any, folder: Path, config: dict[str, Any]
+        self,
+        genai: Any,
+        model: Any,
+        tokenizer: Any,
+        detokenizer: Any,
+        folder: Path,
+        config: dict[str, Any],
     ) -> None:
         self._genai = genai
         self._model = model
         self._tokenizer = tokenizer
+        self._detokenizer = detokenizer
         self._folder = folder
         self.context_length: int = config["model"]["context_length"]
         self.eos_ids = frozenset(int(token) for token in tokenizer.eos_token_ids)
@@ -61,8 +69,10 @@ class OnnxRuntime:
                 settings.append_provider(provider)
             settings.overlay(_session_options(thread_count(threads)))
             model = genai.Model(settings)
-            return cls(genai, model, genai.Tokenizer(model), folder, config)
-        except (OSError, KeyError, ValueError, RuntimeError) as error:
+            # The runtime's own decoding ends at the first byte that is no text yet, or never.
+            detokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            return cls(genai, model, genai.Tokenizer(model), detokenizer, folder, config)
+        except Exception as error:  # tokenizers raises nothing more special
             raise BrokenModel(
                 f"{folder.name} cannot be loaded by onnxruntime-genai {genai.__version__} "
                 f"with provider {provider}: {error}"
@@ -80,17 +90,27 @@ class OnnxRuntime:
     def decode(self, ids: Sequence[int]) -> str:
         if not ids:
             return ""
-        return str(self._tokenizer.decode(np.asarray(ids, dtype=np.int32)))
+        return str(self._detokenizer.decode(list(ids), skip_special_tokens=True))
 
     def check_schema(self, schema: str) -> None:
+        self._check_characters(schema)
         params = self._genai.GeneratorParams(self._model)
         params.set_search_options(max_length=2)
         params.set_guidance("json_schema", _guided(schema))
         try:
             self._genai.Generator(self._model, params)  # compiles the grammar
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0].removeprefix("Error creating grammar: ")
-            raise SchemaError(f"the JSON schema cannot be followed: {reason}") from None
+            raise _not_followed(error) from None
+
+    def _check_characters(self, schema: str) -> None:
+        """The runtime's guidance fails in mid-answer at a character that it must write and that
+        its tokenizer has no token for."""
+        for character in sorted(set(_demanded(json.loads(schema)))):
+            if len(character.encode()) > 2 and len(self._detokenizer.encode(character).ids) > 1:
+                raise SchemaError(
+                    f"the JSON schema asks for {character!r}, which the model's tokenizer splits; "
+                    "the ONNX runtime cannot be held to that. Describe it without the character"
+                )
 
     def steps(
         self,
@@ -114,7 +134,12 @@ class OnnxRuntime:
         while not generator.is_done():
             if penalties is not None:
                 generator.set_logits(penalties.taken_from(generator.get_logits()))
-            generator.generate_next_token()
+            try:
+                generator.generate_next_token()
+            except RuntimeError as error:
+                if schema is None:
+                    raise
+                raise _not_followed(error) from None
             tokens = generator.get_next_tokens().tolist()
             if penalties is not None:
                 penalties.count(tokens)
@@ -166,6 +191,27 @@ class _Penalties:
     def count(self, tokens: Sequence[int]) -> None:
         assert self._counts is not None
         self._counts[np.arange(len(tokens)), tokens] += 1
+
+
+def _not_followed(error: RuntimeError) -> SchemaError:
+    reason = str(error).strip().splitlines()[0].removeprefix("Error creating grammar: ")
+    return SchemaError(f"the JSON schema cannot be followed: {reason}")
+
+
+TOLD = ("title", "description", "$comment", "examples", "default")
+"""Keys of a JSON schema that demand nothing."""
+
+
+def _demanded(schema: Any) -> str:
+    """The texts that a JSON schema can demand, joined."""
+    if isinstance(schema, str):
+        return schema
+    if isinstance(schema, list):
+        return "".join(map(_demanded, schema))
+    if isinstance(schema, dict):
+        held = ((key, value) for key, value in schema.items() if key not in TOLD)
+        return "".join(key + _demanded(value) for key, value in held)
+    return ""
 
 
 def _guided(schema: str) -> str:

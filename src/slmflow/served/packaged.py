@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import pandas as pd
@@ -56,11 +57,15 @@ class PackagedModel:
         """
         rows = self._rows(data)
         jobs = [_whole(self._tried(row)) for row in rows]
-        if len(jobs) == 1 and isinstance(jobs[0], RequestError):
-            raise refusal(str(jobs[0]))
         prompts = [p for job in jobs if isinstance(job, Job) for p in job.prompts]
         answers = iter(generate(self.runtime, prompts))
-        return [self._result(job, answers) for job in jobs]
+        results = [self._result(job, answers) for job in jobs]
+        if len(results) == 1 and isinstance(results[0], RequestError):
+            raise refusal(str(results[0]))
+        return [
+            {"error": result.as_dict()} if isinstance(result, RequestError) else result
+            for result in results
+        ]
 
     def predict_stream(self, data: Any) -> Iterator[Any]:
         """One row's answer in pieces: texts for task prompt, ChatCompletionChunk objects for chat.
@@ -130,7 +135,7 @@ class PackagedModel:
         try:
             self.runtime.check_schema(asked.schema)
         except SchemaError as error:
-            raise RequestError(str(error), "response_format") from None
+            raise not_followed(error) from None
 
     def _tried(self, row: Mapping[str, Any]) -> Job | RequestError:
         try:
@@ -140,10 +145,18 @@ class PackagedModel:
         except RequestError as error:
             return error
 
-    def _result(self, job: Job | RequestError, answers: Iterator[Answer]) -> Any:
+    def _result(self, job: Job | RequestError, answers: Iterator[Answer | SchemaError]) -> Any:
         if isinstance(job, RequestError):
-            return {"error": job.as_dict()}
-        own = [next(answers) for _ in job.prompts]
+            return job
+        own: list[Answer] = []
+        failed: RequestError | None = None
+        for answer in islice(answers, len(job.prompts)):
+            if isinstance(answer, SchemaError):
+                failed = not_followed(answer)
+            else:
+                own.append(answer)
+        if failed is not None:
+            return failed
         return job.reply.whole(own) if self.task == CHAT_TASK else own[0].text
 
     def _rows(self, data: Any) -> list[dict[str, Any]]:
@@ -160,6 +173,10 @@ def _whole(job: Job | RequestError) -> Job | RequestError:
     return job
 
 
+def not_followed(error: SchemaError) -> RequestError:
+    return RequestError(str(error), "response_format")
+
+
 def options_of_choices(asked: Asked) -> list[SearchOptions]:
     """The options of each of ``n`` answers: seeds count up, so that answers differ."""
     seed = asked.options.seed
@@ -174,6 +191,8 @@ def chunks(reply: Reply, events: Iterable[Event]) -> Iterator[dict[str, Any]]:
     for index, event in events:
         if isinstance(event, str):
             yield reply.piece(index, event)
+        elif isinstance(event, SchemaError):
+            raise refusal(str(event))
         else:
             answers[index] = event
             yield reply.end(index, event)

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from slmflow.served.answer import Answer
-from slmflow.served.generate import Batch, Prompt, next_batch
-from slmflow.served.packaged import Job, PackagedModel
+from slmflow.served.generate import BATCH_ROWS, Batch, Prompt, next_batch
+from slmflow.served.packaged import Job, PackagedModel, not_followed
 from slmflow.served.request import RequestError
+from slmflow.served.runtime import SchemaError
 
 Say = Callable[[dict[str, Any]], None]
 Inbox = queue.Queue[dict[str, Any] | None]
@@ -67,7 +68,8 @@ class Session:
         self._say = say
         self._waiting: list[_Row] = []
         self._held: dict[str, _Held] = {}
-        self._last_requests = 0
+        self._expected = 0  # requests, right after a batch
+        self._ended = 0.0  # when the last batch did
 
     def run(self, inbox: Inbox) -> None:
         """Until None comes and all that came before it is answered."""
@@ -84,10 +86,13 @@ class Session:
     def _gather(self, inbox: Inbox) -> bool:
         """Callers that were answered together come again within milliseconds, the first a little
         before the others: it would be answered alone, and they after it."""
-        until = time.monotonic() + self._limits.gather_seconds
-        while 0 < len(self._ids(self._waiting)) < self._last_requests:
+        until = self._ended + self._limits.gather_seconds
+        while 0 < len(self._ids(self._waiting)) < min(self._expected, BATCH_ROWS):
+            left = until - time.monotonic()
+            if left <= 0:
+                break
             try:
-                if not self._take(inbox.get(timeout=max(0.0, until - time.monotonic()))):
+                if not self._take(inbox.get(timeout=left)):
                     return False
             except queue.Empty:
                 break
@@ -98,7 +103,6 @@ class Session:
         chosen = next_batch([row.prompt for row in self._waiting], self._context)
         rows = [self._waiting[index] for index in chosen]
         self._waiting = [row for i, row in enumerate(self._waiting) if i not in set(chosen)]
-        self._last_requests = len(self._ids(rows))
         for row in rows:
             self._start(row.held)
         batch = Batch(self._model.runtime, [row.prompt for row in rows])
@@ -106,13 +110,18 @@ class Session:
         try:
             for events in batch.steps():
                 for place, event in events:
-                    self._tell(rows[place], event)
+                    if isinstance(event, SchemaError):
+                        self._refuse(rows[place], not_followed(event))
+                    else:
+                        self._tell(rows[place], event)
                 going_on = self._take_all(inbox) and going_on
                 for place, row in enumerate(rows):
                     if row.held.id not in self._held:  # cancelled
                         batch.drop(place)
         except Exception as error:  # told to the callers; the others go on
             self._fail(rows, error)
+        self._expected = len(self._ids(rows)) + len(self._ids(self._waiting))
+        self._ended = time.monotonic()
         return going_on
 
     def _take_all(self, inbox: Inbox) -> bool:
@@ -203,6 +212,11 @@ class Session:
                 "seconds": time.monotonic() - held.came,
             }
         )
+
+    def _refuse(self, row: _Row, error: RequestError) -> None:
+        if self._held.pop(row.held.id, None) is not None:
+            refused = {"status": 400, "error": error.as_dict()}
+            self._say({"event": "error", "id": row.held.id, **refused})
 
     def _fail(self, rows: list[_Row], error: Exception) -> None:
         for id in self._ids(rows):

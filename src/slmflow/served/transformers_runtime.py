@@ -104,7 +104,9 @@ class TransformersRuntime:
             pad_token_id=self.pad_id,
         )
         with self._lock, torch.random.fork_rng(), torch.inference_mode():
-            if options.seed is not None:
+            if options.seed is None:
+                torch.seed()  # else every fork would begin where the last one did
+            else:
                 torch.manual_seed(options.seed)
             output = self._model.generate(
                 input_ids=input_ids,

@@ -22,7 +22,8 @@ def listen(settings: Serve) -> socket.socket:
         family, *_, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM
         )[0]
-        bound = socket.socket(family, socket.SOCK_STREAM)
+        # By its name: asyncio sends small pieces at once only where it sees that this is TCP.
+        bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
     except OSError as error:

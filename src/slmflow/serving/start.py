@@ -1,6 +1,7 @@
 """The steps of the entry point serve: load the model, listen, say how to ask it."""
 
 import asyncio
+import gc
 import ipaddress
 import os
 import socket
@@ -58,6 +59,7 @@ async def _serve(
         )
         server = Server(app, settings, lambda: _say_listening(bound, loaded, config))
         _do_not_hang_on_tracking()
+        gc.freeze()  # all of MLflow is there to stay: collections need not go over it
         await server.serve(sockets=[bound])
     finally:
         await engine.stop()
