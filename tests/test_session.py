@@ -17,7 +17,7 @@ from slmflow.served.session import Limits, Session
 from tests.fakes import FakeRuntime, any_requests, backwards, last_user_text
 
 Message = dict[str, Any] | None
-NO_LIMITS = Limits(gather_seconds=0)
+NO_LIMITS = Limits(gather_seconds=0, chunk_seconds=0)
 
 
 class Callers(queue.Queue[Message]):
@@ -210,7 +210,11 @@ def test_a_plain_queue_is_read_to_its_end() -> None:
         inbox.put(message)
     runtime = FakeRuntime(reply)
     said: list[dict[str, Any]] = []
-    Session(model_over(runtime), Limits(gather_seconds=3600), said.append).run(inbox)
+    Session(
+        model_over(runtime),
+        Limits(gather_seconds=3600, settle_seconds=0, chunk_seconds=0),
+        said.append,
+    ).run(inbox)
     assert [message["id"] for message in said if message["event"] == "done"] == ["a", "b"]
     assert [len(batch) for batch in runtime.batches] == [2]
 
@@ -493,7 +497,7 @@ def test_whatever_is_asked_is_answered_or_refused(
     for index, (kind, body) in enumerate(requests):
         body.pop("prompt" if kind == "chat" else "messages", None)
         messages.append({"ask": f"{index}", "kind": kind, "body": body})
-    limits = Limits(new_tokens=20, choices=4, gather_seconds=0)
+    limits = Limits(new_tokens=20, choices=4, gather_seconds=0, chunk_seconds=0)
     told = talk(*messages, limits=limits, runtime=FakeRuntime(reply, refused_schemas=["{}"]))
     for index in range(len(messages)):
         last = told.events(f"{index}")[-1]
@@ -574,7 +578,7 @@ def test_who_went_before_the_failure_does_not_hear_of_it() -> None:
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
 def test_who_asks_for_more_tokens_than_allowed_is_refused(name: str) -> None:
-    limits = Limits(new_tokens=5, gather_seconds=0)
+    limits = Limits(new_tokens=5, gather_seconds=0, chunk_seconds=0)
     told = talk(
         chat("a", "a long answer", **{name: 6}),
         chat("b", "a long answer", **{name: 5}),
@@ -591,7 +595,7 @@ def test_who_asks_for_more_tokens_than_allowed_is_refused(name: str) -> None:
 
 def test_who_says_no_length_gets_the_most_that_is_allowed_or_the_models_own() -> None:
     def most(new_tokens: int | None) -> list[tuple[str, str]]:
-        limits = Limits(new_tokens=new_tokens, gather_seconds=0)
+        limits = Limits(new_tokens=new_tokens, gather_seconds=0, chunk_seconds=0)
         told = talk(chat("a", "a long answer"), limits=limits, max_new_tokens=8)
         return choices_of(told.response("a"))
 
@@ -600,7 +604,7 @@ def test_who_says_no_length_gets_the_most_that_is_allowed_or_the_models_own() ->
 
 
 def test_who_asks_for_more_choices_than_allowed_is_refused() -> None:
-    limits = Limits(choices=3, gather_seconds=0)
+    limits = Limits(choices=3, gather_seconds=0, chunk_seconds=0)
     told = talk(
         chat("a", "one", n=4),
         chat("b", "two", n=3),
@@ -646,7 +650,7 @@ def test_the_end_comes_though_everybody_has_gone() -> None:
 
 # Waiting for callers who come again
 
-PATIENT = Limits(gather_seconds=3600)
+PATIENT = Limits(gather_seconds=3600, settle_seconds=0, chunk_seconds=0)
 
 
 def test_one_caller_alone_is_never_kept_waiting() -> None:
@@ -741,3 +745,22 @@ def test_the_wait_is_over_when_who_waited_has_gone() -> None:
     )
     assert told.events("a2") == ["accepted", "cancel"]
     assert told.texts("c") == ["three"]
+
+
+def test_a_session_that_was_idle_waits_a_moment_for_others() -> None:
+    settling = Limits(gather_seconds=3600, settle_seconds=3, chunk_seconds=0)
+    told = talk(chat("a", "one"), gathered=[chat("b", "one")], limits=settling)
+    assert [len(batch) for batch in told.runtime.batches] == [2]
+    assert told.waits
+    assert all(0 < wait <= 3 for wait in told.waits)
+
+
+def test_after_the_first_piece_a_chunk_holds_what_came_meanwhile() -> None:
+    slow_reader = Limits(gather_seconds=0, chunk_seconds=3600)
+    told = talk(chat("a", "an answer", stream=True), limits=slow_reader)
+    deltas = [
+        message["chunk"]["choices"][0]["delta"].get("content", "")
+        for message in told.said
+        if message["event"] == "chunk"
+    ]
+    assert deltas == ["a", "n answer", ""]

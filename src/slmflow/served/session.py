@@ -4,6 +4,7 @@ The loop of a serving process. It knows neither HTTP nor processes: requests com
 queue, and everything that happens to them is said to a function.
 """
 
+import math
 import queue
 import time
 from collections.abc import Callable, Mapping
@@ -29,6 +30,13 @@ class Limits:
     gather_seconds: float = 0.02
     """How long a batch may wait for callers who were just answered and come again."""
 
+    settle_seconds: float = 0.003
+    """How long a session that was idle waits for another caller after each."""
+
+    chunk_seconds: float = 0.02
+    """How much of a stream's text goes into one chunk, after its first: each chunk costs the
+    processor as much as a tenth of a token, and nobody reads faster."""
+
 
 @dataclass
 class _Held:
@@ -40,6 +48,8 @@ class _Held:
     started: float | None = None
     first: float | None = None
     answers: dict[int, Answer] = field(default_factory=dict)
+    unsaid: dict[int, str] = field(default_factory=dict)  # text of the next chunk, by choice
+    said: dict[int, float] = field(default_factory=dict)  # when the last chunk was, by choice
 
 
 @dataclass(frozen=True)
@@ -58,8 +68,8 @@ class Session:
     """Messages in: ``{"ask": id, "kind": "chat" | "text", "body": {...}}``, ``{"cancel": id}``,
     and None to end when what was asked is answered.
 
-    Said of every ``id``: ``accepted``, then ``started`` when its turn comes, then one ``chunk`` a
-    piece where it streams, then ``done`` with the whole response and its times; or ``error``.
+    Said of every ``id``: ``accepted``, then ``started`` when its turn comes, then its
+    ``chunk``s where it streams, then ``done`` with the whole response and its times; or ``error``.
     """
 
     def __init__(self, model: PackagedModel, limits: Limits, say: Say) -> None:
@@ -76,19 +86,28 @@ class Session:
         going_on = True
         while going_on or self._waiting:
             if not self._waiting:
-                going_on = self._take(inbox.get())
+                going_on = self._take(inbox.get()) and self._settle(inbox)
             going_on = self._take_all(inbox) and going_on
             if going_on:
                 going_on = self._gather(inbox)
             if self._waiting:
                 going_on = self._answer_some(inbox) and going_on
 
+    def _settle(self, inbox: Inbox) -> bool:
+        """Callers that begin together come a millisecond apart: the first would be answered alone,
+        and the others after it. False where the inbox ended meanwhile."""
+        until = time.monotonic() + self._limits.gather_seconds
+        return self._wait(inbox, BATCH_ROWS, until, self._limits.settle_seconds)
+
     def _gather(self, inbox: Inbox) -> bool:
-        """Callers that were answered together come again within milliseconds, the first a little
-        before the others: it would be answered alone, and they after it."""
+        """Callers that were answered together come again together. False as above."""
         until = self._ended + self._limits.gather_seconds
-        while 0 < len(self._ids(self._waiting)) < min(self._expected, BATCH_ROWS):
-            left = until - time.monotonic()
+        return self._wait(inbox, min(self._expected, BATCH_ROWS), until, math.inf)
+
+    def _wait(self, inbox: Inbox, requests: int, until: float, patience: float) -> bool:
+        """Until so many requests wait, or none came for ``patience`` seconds."""
+        while 0 < len(self._ids(self._waiting)) < requests:
+            left = min(patience, until - time.monotonic())
             if left <= 0:
                 break
             try:
@@ -184,12 +203,23 @@ class Session:
         if held.first is None:
             held.first = time.monotonic()
         if isinstance(event, str):
-            self._chunk(held, held.job.reply.piece(row.index, event))
+            self._piece(held, row.index, event)
             return
         held.answers[row.index] = event
+        self._flush(held, row.index)
         self._chunk(held, held.job.reply.end(row.index, event))
         if len(held.answers) == len(held.job.prompts):
             self._done(held)
+
+    def _piece(self, held: _Held, index: int, text: str) -> None:
+        held.unsaid[index] = held.unsaid.get(index, "") + text
+        if time.monotonic() - held.said.get(index, -math.inf) >= self._limits.chunk_seconds:
+            self._flush(held, index)
+
+    def _flush(self, held: _Held, index: int) -> None:
+        if text := held.unsaid.pop(index, ""):
+            self._chunk(held, held.job.reply.piece(index, text))
+            held.said[index] = time.monotonic()
 
     def _chunk(self, held: _Held, chunk: dict[str, Any]) -> None:
         if held.job.stream:
