@@ -168,7 +168,7 @@ def choices_of(response: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def joined(chunks: Sequence[Mapping[str, Any]]) -> list[tuple[str, str | None]]:
-    """The same of a stream, which may not be over yet."""
+    """The same of a stream, which may not be over yet; ("", None) for a choice not begun."""
     texts: dict[int, str] = {}
     reasons: dict[int, str | None] = {}
     for chunk in chunks:
@@ -178,7 +178,8 @@ def joined(chunks: Sequence[Mapping[str, Any]]) -> list[tuple[str, str | None]]:
             piece = choice["delta"].get("content", "") if "delta" in choice else choice["text"]
             texts[index] = texts.get(index, "") + piece
             reasons[index] = choice["finish_reason"]
-    return [(texts[index], reasons[index]) for index in sorted(texts)]
+    begun = range(max(texts, default=-1) + 1)
+    return [(texts.get(index, ""), reasons.get(index)) for index in begun]
 
 
 def alone(request: Mapping[str, Any]) -> dict[str, Any]:
