@@ -3,13 +3,14 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from slmflow.serving.engine import Ask, Engine
 from slmflow.serving.metrics import Metrics
@@ -71,8 +72,7 @@ class Door:
             with _closing(self.engine, ask) as kept:
                 if await _unless_gone(request, self.engine.accepted(ask)):
                     kept.pop_all()  # the stream closes it
-                    events = self._events(ask, served)
-                    return StreamingResponse(events, media_type="text/event-stream")
+                    return _Stream(self._events(ask, served), lambda: self._over(ask, served))
                 done = await _unless_gone(request, self.engine.done(ask))
                 self._served(served, done)
                 return JSONResponse(done["response"])
@@ -114,7 +114,7 @@ class Door:
         }
 
     async def _events(self, ask: Ask, served: Served) -> AsyncIterator[bytes]:
-        """Server-sent events, as OpenAI writes them. Closed when the client goes away."""
+        """Server-sent events, as OpenAI writes them."""
         try:
             async for chunks in self.engine.chunks(ask):
                 yield b"".join(_event(chunk) for chunk in chunks)
@@ -123,11 +123,12 @@ class Door:
         except Refused as refused:
             self._failed(served, refused)
             yield _event({"error": refused.error})
-        except (asyncio.CancelledError, GeneratorExit):
+
+    def _over(self, ask: Ask, served: Served) -> None:
+        """A stream has ended, or its client has gone."""
+        self.engine.close(ask)
+        if served.response is None and served.error is None:
             self._failed(served, Refused(499, GONE, "client_closed"))
-            raise
-        finally:
-            self.engine.close(ask)
 
     def _served(self, served: Served, done: Mapping[str, Any]) -> None:
         served.finish(done)
@@ -146,6 +147,20 @@ class Door:
         served.fail(str(refused))
         self._metrics.count(served.path, refused.status, None)
         self._tracer.record(served)
+
+
+class _Stream(StreamingResponse):
+    """Says when it is over: a client can go away before the first event is asked for."""
+
+    def __init__(self, events: AsyncIterator[bytes], over: Callable[[], None]) -> None:
+        super().__init__(events, media_type="text/event-stream")
+        self._over = over
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._over()
 
 
 def _closing(engine: Engine, ask: Ask) -> ExitStack:
