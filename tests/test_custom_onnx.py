@@ -70,7 +70,7 @@ def test_every_row_is_answered_in_order_however_many(prompt_model: PyFuncModel) 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (pd.DataFrame({"prompt": ["hello", ""]}), "row 1: the prompt is empty"),
+        (pd.DataFrame({"prompt": [""]}), "the prompt is empty"),
         (pd.DataFrame({"prompt": []}, dtype=str), "no rows"),
         ({"prompt": "word " * 3000}, "shorten the prompt"),
     ],
@@ -82,9 +82,12 @@ def test_bad_prompts_are_refused_with_what_to_do(
         prompt_model.predict(data)
 
 
-def test_a_null_in_the_column_is_refused(prompt_model: PyFuncModel) -> None:
-    with pytest.raises(MlflowException, match=r"prompt|null|missing"):
-        prompt_model.predict(pd.DataFrame({"prompt": ["hello", None]}))
+@pytest.mark.parametrize("bad", ["", None])
+def test_a_bad_row_does_not_lose_the_others(prompt_model: PyFuncModel, bad: str | None) -> None:
+    first, error, last = prompt_model.predict(pd.DataFrame({"prompt": ["hello", bad, "hello"]}))
+    assert isinstance(first, str)
+    assert first == last
+    assert error["error"]["param"] == "prompt"
 
 
 def test_greedy_fp32_answers_equal_those_of_transformers(tmp_path: Path) -> None:
