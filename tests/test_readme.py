@@ -6,6 +6,8 @@ import shlex
 import subprocess
 import sys
 import threading
+import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -123,7 +125,7 @@ def serving(packaged: Packaged, command: str, ready: str) -> Iterator[list[str]]
 
 def test_the_commands_to_serve_and_to_ask_work_as_printed(packaged: Packaged) -> None:
     serve = next_command(packaged, f"{ROOT}/run serve")
-    with serving(packaged, serve, "curl") as printed:
+    with serving(packaged, serve, "curl -s") as printed:
         ask = next(line.strip() for line in printed if line.strip().startswith("curl"))
         answer = packaged.workplace.run(["sh", "-c", ask])
     completion = json.loads(answer.stdout)
@@ -133,8 +135,17 @@ def test_the_commands_to_serve_and_to_ask_work_as_printed(packaged: Packaged) ->
 
 def test_the_command_for_the_ui_works_as_printed(packaged: Packaged) -> None:
     show = next_command(packaged, "mlflow ui")
-    with (
-        serving(packaged, show, "Application startup complete"),
-        urllib.request.urlopen("http://127.0.0.1:5000/") as page,
-    ):
-        assert page.status == 200
+    with serving(packaged, show, "Application startup complete"):
+        assert status_of("http://127.0.0.1:5000/") == 200
+
+
+def status_of(url: str) -> int:
+    """Its workers say that they are up a moment before they listen."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            with urllib.request.urlopen(url) as page:
+                return int(page.status)
+        except urllib.error.URLError:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
