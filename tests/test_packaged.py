@@ -426,3 +426,11 @@ def test_the_prompt_of_a_chat_can_be_seen_and_counted() -> None:
     text = model.render(ask("\N{EURO SIGN}")["messages"])
     assert text == "user: \N{EURO SIGN}\nassistant: "
     assert model.count_tokens(text) == len(text) + 2
+
+
+def test_a_prompt_row_may_carry_parameters_and_no_misspelt_ones() -> None:
+    rows = [{"prompt": "abc", "max_tokens": 2}, {"prompt": "abc", "foo": 3}, {"text": "abc"}]
+    cut, misspelt, missing = packaged("prompt").predict(rows)
+    assert cut == "cb"
+    assert misspelt["error"]["param"] == "foo"
+    assert missing["error"]["message"]

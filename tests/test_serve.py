@@ -232,6 +232,30 @@ def test_greedy_answers_do_not_depend_on_who_else_asks(server: Server) -> None:
     assert together == alone
 
 
+def test_a_call_of_many_rows_is_let_in_or_refused_as_a_whole(server: Server, held: Held) -> None:
+    rows = {"inputs": [QUESTION, QUESTION, {**QUESTION, "tools": [1]}]}
+    with ThreadPoolExecutor(11) as pool:
+        first = pool.submit(post, server, rows, "/invocations")
+        waiting = [pool.submit(post, server) for _ in range(10)]
+        until(lambda: metric(server, "slmflow_queue_length") == 10)
+        refused = post(server, rows, "/invocations")
+        held.worker.resume()
+        assert first.result().status_code == 200
+        assert [answer.result().status_code for answer in waiting] == [200] * 10
+    assert refused.status_code == 429
+    one, two, three = first.result().json()["predictions"]
+    assert one["choices"] == two["choices"]
+    assert three["error"]["param"] == "tools"
+
+
+def test_what_is_nested_too_deeply_keeps_no_place(server: Server) -> None:
+    for depth in (100, 945):
+        body = b'{"messages": [], "metadata": ' + b"[" * depth + b"]" * depth + b"}"
+        answer = httpx.post(server.address + "/v1/chat/completions", content=body)
+        assert answer.status_code == 400
+    assert is_idle(server)
+
+
 def test_what_would_break_a_batch_breaks_none(server: Server) -> None:
     """A prompt of nothing but padding, and more tokens to choose from than there are."""
     padding = {"prompt": ["What is", "<|endoftext|>", "What"], "max_tokens": 3}

@@ -9,7 +9,7 @@ from pathlib import Path
 import mlflow
 
 from slmflow import console
-from slmflow.config.schema import PackagingConfig, TaskName
+from slmflow.config.schema import PackagingConfig
 from slmflow.sources import PROJECT_ROOT
 from slmflow.tracking.registry import Registered
 
@@ -30,19 +30,28 @@ def show_next(registered: Sequence[Registered], config: PackagingConfig) -> None
     )
 
 
-def ask_commands(address: str, model: str, task: str, question: str) -> list[tuple[str, str]]:
-    """How to ask a served model: in the browser, with curl, with OpenAI's client."""
-    chat = task == TaskName.chat
-    path = "v1/chat/completions" if chat else "v1/completions"
-    asked = {"messages": [{"role": "user", "content": question}]} if chat else {"prompt": question}
-    body = _quoted(json.dumps(asked))
-    environment = f"OPENAI_BASE_URL={address}/v1 OPENAI_API_KEY=none"
+def ask_commands(
+    address: str, model: str, chats: bool, question: str, key: str | None
+) -> list[tuple[str, str]]:
+    """How to ask a served model: in the browser, with curl, with OpenAI's client.
+
+    ``key`` is the environment variable that holds the API key, where one is wanted.
+    """
+    path = "v1/chat/completions" if chats else "v1/completions"
+    asked = {"messages": [{"role": "user", "content": question}]} if chats else {"prompt": question}
+    headers = "-H 'Content-Type: application/json'"
+    if key is not None:
+        headers += f' -H "Authorization: Bearer ${key}"'
+    curl = f"curl -s {address}/{path} {headers} -d {_quoted(json.dumps(asked))}"
+    if not chats:
+        return [("with curl", curl)]
     code = f'client.chat.completions.create(model="{model}", messages=[...])'
+    environment = f"OPENAI_BASE_URL={address}/v1 OPENAI_API_KEY={f'${key}' if key else 'none'}"
     return [
         ("in the browser", f"open {address}"),
-        ("with curl", f"curl -s {address}/{path} -H 'Content-Type: application/json' -d {body}"),
+        ("with curl", curl),
         (f"with OpenAI's Python client: {code}", f"{environment} python"),
-    ][0 if chat else 1 : 3 if chat else 2]
+    ]
 
 
 def _ui() -> str:

@@ -127,7 +127,9 @@ def _message(index: int, message: Any) -> dict[str, str]:
     role = given.pop("role", None)
     role = SAME_ROLE.get(role, role) if isinstance(role, str) else role
     if role not in ROLES:
-        raise RequestError(f"{where}.role is {role!r}; allowed: {', '.join(ROLES)}", "messages")
+        raise RequestError(
+            f"{where}.role is {role!r}; allowed: {', '.join((*ROLES, *SAME_ROLE))}", "messages"
+        )
     content = whole_text(_content(given.pop("content", None), where), "messages")
     given.pop("name", None)  # who speaks: allowed by the protocol, no part of any prompt
     for name, asks in given.items():

@@ -140,7 +140,7 @@ class PackagedModel:
     def _tried(self, row: Mapping[str, Any]) -> Job | RequestError:
         try:
             if self.task == PROMPT_TASK:
-                return self.text_job({"prompt": [row.get("prompt")]})
+                return self.text_job({**row, "prompt": [row.get("prompt")]})
             return self.chat_job(row)
         except RequestError as error:
             return error
@@ -217,7 +217,7 @@ def rows_of(data: Any, column: str) -> list[dict[str, Any]]:
         rows = [{column: data}]
     else:
         rows = [dict(row) if isinstance(row, Mapping) else {column: row} for row in data]
-    if rows and column not in rows[0]:
+    if rows and not any(column in row for row in rows):
         raise refusal(f"no column {column!r}; got {sorted(rows[0])}")
     if column == "prompt":
         rows = [{**row, column: text} for row in rows for text in _texts(row.get(column))]

@@ -243,4 +243,5 @@ def _schema(value: Any) -> str | None:
         raise RequestError(
             "response_format.json_schema.schema is missing; give a JSON schema", "response_format"
         )
+    whole_text(json.dumps(schema, ensure_ascii=False), "response_format")
     return json.dumps(schema)

@@ -109,6 +109,7 @@ def _options() -> dict[str, Any]:
         "top_p": {**_number(0, 1, "above 0"), "exclusiveMinimum": 0},
         "top_k": _whole(0, 2**31 - 1),
         "max_tokens": _whole(1, 2**31),
+        "max_completion_tokens": _whole(1, 2**31),
         "stop": {
             "anyOf": [
                 {"type": "string", "minLength": 1},
@@ -119,6 +120,7 @@ def _options() -> dict[str, Any]:
         "frequency_penalty": _number(-2, 2, "0 changes nothing"),
         "presence_penalty": _number(-2, 2, "0 changes nothing"),
         "stream": {"type": "boolean"},
+        "stream_options": _closed({"include_usage": {"type": "boolean"}}, []),
     }
     nullable = {name: _or_null(schema) for name, schema in options.items()}
     return {**nullable, "user": ignored, "metadata": ignored}

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from slmflow.errors import ServeError
-from slmflow.serving.process import Order, Process
+from slmflow.serving.process import Order, Process, line_of
 from slmflow.serving.refused import Refused
 
 RESTART_SECONDS = (0.0, 1.0, 2.0, 5.0, 15.0, 30.0)
 MOST_DEATHS = 3
+MOST_NESTED = 64  # levels of a request's JSON; deeper ones could not be handed over
 log = logging.getLogger(__name__)
 
 DIED = "the model's process died while it answered this request; it is being restarted, ask again"
@@ -29,13 +30,17 @@ class Loaded:
     name: str
     task: str
     context_length: int
+    chats: bool  # has a chat template
 
 
 class Ask:
     """One request on its way through the worker."""
 
-    def __init__(self, id: str, kind: str, body: Mapping[str, Any], deadline: float) -> None:
-        self.message = {"ask": id, "kind": kind, "body": body}
+    def __init__(
+        self, id: str, kind: str, body: Mapping[str, Any], deadline: float, more: bool
+    ) -> None:
+        self.more = more
+        self.line = line_of({"ask": id, "kind": kind, "body": body})
         self.id = id
         self.deadline = deadline
         self.started = False
@@ -69,11 +74,12 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        return sum(not ask.started for ask in self._asks.values())
+        """Requests in the queue; rows of a call that was let in do not count."""
+        return sum(not ask.started and not ask.more for ask in self._asks.values())
 
     @property
     def running(self) -> int:
-        return len(self._asks) - self.waiting
+        return sum(ask.started for ask in self._asks.values())
 
     @property
     def choices(self) -> int | None:
@@ -102,11 +108,23 @@ class Engine:
     def ask(self, kind: str, body: Mapping[str, Any], more: bool = False) -> Ask:
         """Hand a request in; it ends with ``done`` or with ``close``. Raises ``Refused``.
 
-        ``more``: another row of a call that has its place in the queue already.
+        ``more``: a row of a call that was let in as a whole.
         """
+        if not more:
+            self.check_room()
+        _check_depth(body, MOST_NESTED)
+        deadline = time.monotonic() + self._timeout
+        ask = Ask(str(next(self._ids)), kind, body, deadline, more)
+        self._asks[ask.id] = ask
+        if self.loaded is not None:  # else it is handed over when the model is there
+            self._send(ask.line)
+        return ask
+
+    def check_room(self) -> None:
+        """Raise ``Refused`` where one more request may not wait."""
         if self._stopping:
             raise Refused(503, STOPPING, "server_error")
-        if not more and self.waiting >= self._capacity:
+        if self.waiting >= self._capacity:
             wait = max(1, math.ceil(self._recent_seconds))
             raise Refused(
                 429,
@@ -116,11 +134,6 @@ class Engine:
                 code="queue_full",
                 headers={"Retry-After": str(wait)},
             )
-        ask = Ask(str(next(self._ids)), kind, body, time.monotonic() + self._timeout)
-        self._asks[ask.id] = ask
-        if self.loaded is not None:  # else it is handed over when the model is there
-            self._send(ask.message)
-        return ask
 
     async def accepted(self, ask: Ask) -> bool:
         """Wait until the model has read the request; whether it streams. Raises ``Refused``."""
@@ -150,7 +163,7 @@ class Engine:
     def close(self, ask: Ask) -> None:
         """Nobody waits for it any more: frees its place."""
         if self._asks.pop(ask.id, None) is not None and self.loaded is not None:
-            self._send({"cancel": ask.id})
+            self._send(line_of({"cancel": ask.id}))
 
     async def _event(self, ask: Ask, *kinds: str) -> dict[str, Any]:
         """The next event of one of these kinds."""
@@ -172,9 +185,9 @@ class Engine:
             if event["event"] in kinds:
                 return event
 
-    def _send(self, message: Mapping[str, Any]) -> None:
+    def _send(self, line: bytes) -> None:
         if self._process is not None:
-            self._process.send(message)
+            self._process.send(line)
 
     async def _supervise(self) -> None:
         """Start the worker, and again whenever it ends."""
@@ -199,21 +212,22 @@ class Engine:
                 self._failed_to_load(event["error"])
             else:
                 self._hear(event)
-        self._bury(*process.end())
+        self._bury(*process.end(), was_loaded)
         return was_loaded
 
     def _hand_over(self, event: Mapping[str, Any]) -> None:
         """The model is there: it gets all that waits."""
-        self.loaded = Loaded(event["name"], event["task"], event["context_length"])
+        self.loaded = Loaded(**{name: event[name] for name in Loaded.__annotations__})
         self.task = self.loaded.task
         if self._first_load is not None and not self._first_load.done():
             self._first_load.set_result(self.loaded)
         for ask in self._asks.values():
-            self._send(ask.message)
+            self._send(ask.line)
 
     def _failed_to_load(self, error: str) -> None:
-        log.error("the model did not load: %s", error)
-        if self._first_load is not None and not self._first_load.done():
+        if self._first_load is None or self._first_load.done():
+            log.error("the model did not load: %s", error)
+        else:
             self._stopping = True
             self._first_load.set_exception(
                 ServeError(f"{self._order.uri} cannot be served: {error}")
@@ -229,7 +243,7 @@ class Engine:
             del self._asks[ask.id]
         ask.events.put_nowait(event)
 
-    def _bury(self, how: str, last_lines: str) -> None:
+    def _bury(self, how: str, last_lines: str, was_loaded: bool) -> None:
         """The worker ended: what it was answering is lost, what waits goes on with the next."""
         self.loaded = None
         if self._stopping:
@@ -241,7 +255,7 @@ class Engine:
             told = f"{self._order.uri} cannot be served: its process {why}\n{last_lines}"
             self._first_load.set_exception(ServeError(told.strip()))
         for ask in list(self._asks.values()):
-            ask.deaths += 1
+            ask.deaths += was_loaded
             if ask.started or ask.deaths == MOST_DEATHS:  # it may be what kills them
                 self._refuse(ask, 503, DIED)
 
@@ -249,3 +263,11 @@ class Engine:
         self._asks.pop(ask.id, None)
         error = {"message": message, "type": "server_error", "param": None, "code": None}
         ask.events.put_nowait({"event": "error", "status": status, "error": error})
+
+
+def _check_depth(value: Any, left: int) -> None:
+    if isinstance(value, dict | list):
+        if left == 0:
+            raise Refused(400, f"the request is nested more than {MOST_NESTED} levels deep")
+        for held in value.values() if isinstance(value, dict) else value:
+            _check_depth(held, left - 1)

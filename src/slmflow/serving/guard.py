@@ -43,8 +43,9 @@ class Guard:
     def _key(self, path: str, headers: Mapping[str, bytes]) -> Refused | None:
         key = self._access.api_key
         free = path in OPEN_PATHS or path.startswith("/page/")
-        given = headers.get("authorization", b"")
-        if key is None or free or secrets.compare_digest(given, f"Bearer {key}".encode()):
+        scheme, _, given = headers.get("authorization", b"").partition(b" ")
+        right = key is not None and secrets.compare_digest(given, key.encode())
+        if key is None or free or (scheme.lower() == b"bearer" and right):
             return None
         return Refused(
             401,

@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import Mapping
+from concurrent.futures import Future
+from contextvars import ContextVar
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -10,11 +12,11 @@ from mlflow.protos import databricks_pb2 as codes
 from mlflow.pyfunc import scoring_server
 
 from slmflow.served.packaged import CHAT_TASK, rows_of
-from slmflow.serving.openai_api import Door
+from slmflow.serving.openai_api import Door, unless_gone
 from slmflow.serving.refused import Refused
 
 PATH = "/invocations"
-ROWS_AT_ONCE = 64
+ROWS_AT_ONCE = 16
 """Rows of one call that the worker knows at a time, so that others come between."""
 
 ERROR_CODES = {
@@ -40,8 +42,20 @@ def add_scoring(app: FastAPI, door: Door, metadata: Any) -> None:
     async def invocations(request: Request) -> Response:
         if "content-type" not in request.headers:
             raise Refused(415, "the request has no Content-Type; send application/json")
-        response: Response = await answer[PATH].endpoint(request)
-        return response
+        await request.body()  # kept by the request, so that only its end is left to wait for
+        door.engine.check_room()
+        works: list[Future[Any]] = []
+        _works.set(works)
+        try:
+            response: Response = await unless_gone(request, answer[PATH].endpoint(request))
+            return response
+        finally:
+            for work in works:
+                work.cancel()
+
+
+_works: ContextVar[list["Future[Any]"]] = ContextVar("works")
+"""What the thread that answers a call waits for, to be ended when its client goes away."""
 
 
 class _RemoteModel:
@@ -56,7 +70,9 @@ class _RemoteModel:
         engine = self._door.engine
         chat = engine.task == CHAT_TASK
         rows = rows_of(data, "messages" if chat else "prompt")
-        results = asyncio.run_coroutine_threadsafe(self._all(rows, chat), engine.loop).result()
+        work = asyncio.run_coroutine_threadsafe(self._all(rows, chat), engine.loop)
+        _works.get().append(work)
+        results = work.result()
         if len(results) == 1 and isinstance(results[0], Refused):
             code = ERROR_CODES.get(results[0].status, codes.INTERNAL_ERROR)
             raise MlflowException(str(results[0]), error_code=code)
@@ -65,17 +81,18 @@ class _RemoteModel:
     async def _all(self, rows: list[dict[str, Any]], chat: bool) -> list[Any]:
         room = asyncio.Semaphore(ROWS_AT_ONCE)
 
-        async def one(index: int, row: Mapping[str, Any]) -> Any:
+        async def one(row: Mapping[str, Any]) -> Any:
             async with room:
                 try:
-                    return await self._one(row, chat, more=index > 0)
+                    return await self._one(row, chat)
                 except Refused as refused:
                     return refused
 
-        return await asyncio.gather(*(one(index, row) for index, row in enumerate(rows)))
+        return await asyncio.gather(*map(one, rows))
 
-    async def _one(self, row: Mapping[str, Any], chat: bool, more: bool) -> Any:
+    async def _one(self, row: Mapping[str, Any], chat: bool) -> Any:
         if chat:
-            return await self._door.row("chat", PATH, row, more)
-        response = await self._door.row("text", PATH, {"prompt": [row.get("prompt")]}, more)
+            return await self._door.row("chat", PATH, row)
+        body = {**row, "prompt": [row.get("prompt")]}
+        response = await self._door.row("text", PATH, body)
         return response["choices"][0]["text"]

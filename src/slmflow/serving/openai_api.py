@@ -70,20 +70,20 @@ class Door:
             self.check_model(body.get("model"))
             ask = self.engine.ask(kind, body)
             with _closing(self.engine, ask) as kept:
-                if await _unless_gone(request, self.engine.accepted(ask)):
+                if await unless_gone(request, self.engine.accepted(ask)):
                     kept.pop_all()  # the stream closes it
                     return _Stream(self._events(ask, served), lambda: self._over(ask, served))
-                done = await _unless_gone(request, self.engine.done(ask))
+                done = await unless_gone(request, self.engine.done(ask))
                 self._served(served, done)
                 return JSONResponse(done["response"])
 
-    async def row(self, kind: str, path: str, body: Mapping[str, Any], more: bool) -> Any:
-        """The whole response to one row of a call; ``more``: not its first. Raises ``Refused``."""
+    async def row(self, kind: str, path: str, body: Mapping[str, Any]) -> Any:
+        """The whole response to one row of a call that was let in. Raises ``Refused``."""
         served = Served(kind, path, time.time_ns())
         served.body = body
         with self._failing(served):
             self.check_model(body.get("model"))
-            ask = self.engine.ask(kind, body, more=more)
+            ask = self.engine.ask(kind, body, more=True)
             with _closing(self.engine, ask):
                 if await self.engine.accepted(ask):
                     raise Refused(400, f"stream: {path} answers in one piece", param="stream")
@@ -185,7 +185,7 @@ def _no_number(name: str) -> float:
     raise ValueError(f"{name} is no number of JSON")
 
 
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """The result of ``work``, unless the client goes away first: then it is ended."""
     working, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
     try:

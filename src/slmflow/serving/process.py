@@ -27,7 +27,7 @@ class Order:
 
     def line(self) -> bytes:
         told = {"uri": self.uri, "model_config": dict(self.model_config) or None}
-        return _line({**told, "limits": dict(self.limits)})
+        return line_of({**told, "limits": dict(self.limits)})
 
 
 class Process:
@@ -53,8 +53,8 @@ class Process:
         started._write(order.line())
         return started
 
-    def send(self, message: Mapping[str, Any]) -> None:
-        self._write(_line(message))
+    def send(self, line: bytes) -> None:
+        self._write(line)
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
         """What it says, until it ends."""
@@ -89,5 +89,5 @@ class Process:
             self._process.stdin.write(line)
 
 
-def _line(message: Mapping[str, Any]) -> bytes:
+def line_of(message: Mapping[str, Any]) -> bytes:
     return json.dumps(message).encode() + b"\n"

@@ -26,6 +26,7 @@ def listen(settings: Serve) -> socket.socket:
         bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
+        bound.listen()  # now, or another server could still take it
     except OSError as error:
         raise ServeError(
             f"{settings.host}:{settings.port} cannot be listened on: {error.strerror}; choose "

@@ -6,7 +6,6 @@ import ipaddress
 import os
 import socket
 import time
-from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -36,12 +35,20 @@ def start(uri: str, config: ServeConfig) -> None:
         uri = f"models:/{version.name}/{version.version}"
     console.heading(f"serve {uri}")
     mlflow.set_tag("served_model", uri)
-    with suppress(KeyboardInterrupt):  # how a server ends
-        asyncio.run(_serve(uri, version, config, bound))
+    listening: list[str] = []
+    try:
+        asyncio.run(_serve(uri, version, config, bound, listening))
+    except KeyboardInterrupt:  # how a server ends, once it is one
+        if not listening:
+            raise
 
 
 async def _serve(
-    uri: str, version: ModelVersion | None, config: ServeConfig, bound: socket.socket
+    uri: str,
+    version: ModelVersion | None,
+    config: ServeConfig,
+    bound: socket.socket,
+    listening: list[str],
 ) -> None:
     settings = config.serve
     engine = Engine(_order(uri, version, config), settings.queue, settings.timeout)
@@ -57,7 +64,12 @@ async def _serve(
             Metrics(),
             _tracer(config, uri, metadata),
         )
-        server = Server(app, settings, lambda: _say_listening(bound, loaded, config))
+
+        def said() -> None:
+            listening.append(address_of(bound))
+            _say_listening(bound, loaded, config)
+
+        server = Server(app, settings, said)
         _do_not_hang_on_tracking()
         gc.freeze()  # all of MLflow is there to stay: collections need not go over it
         await server.serve(sockets=[bound])
@@ -113,8 +125,9 @@ def _do_not_hang_on_tracking() -> None:
 def _say_listening(bound: socket.socket, loaded: Loaded, config: ServeConfig) -> None:
     address = address_of(bound)
     console.note(f"listening on {address}; Ctrl-C ends it when what runs is answered")
-    reachable = not ipaddress.ip_address(bound.getsockname()[0]).is_loopback
-    if reachable and not os.environ.get(API_KEY):
-        console.note(f"whoever reaches this address can ask it; set {API_KEY} to want a key")
-    commands = ask_commands(address, loaded.name, loaded.task, config.model.probe.question)
+    host = bound.getsockname()[0]
+    if not ipaddress.ip_address(host).is_loopback and not os.environ.get(API_KEY):
+        console.note(f"whoever reaches {host} can ask it; set {API_KEY} to want a key")
+    key = API_KEY if os.environ.get(API_KEY) else None
+    commands = ask_commands(address, loaded.name, loaded.chats, config.model.probe.question, key)
     console.commands("ask it, in another terminal", commands)

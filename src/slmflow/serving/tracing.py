@@ -12,6 +12,7 @@ import random
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 QUEUE = 1_000
@@ -79,11 +80,12 @@ class Tracer:
 
     def close(self) -> None:
         """Give what is left a few seconds; a tracking server that is away keeps nobody longer."""
-        try:
+        with suppress(queue.Full):
             self._queue.put_nowait(None)
-        except queue.Full:
-            return
-        self._thread.join(CLOSE_SECONDS)
+            self._thread.join(CLOSE_SECONDS)
+        lost = self.dropped + self._queue.qsize()
+        if lost:
+            log.warning("%s traces were not recorded: the tracking server was too slow", lost)
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:

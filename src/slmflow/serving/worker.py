@@ -53,7 +53,10 @@ def _load(uri: str, model_config: dict[str, Any] | None) -> Any:
     try:
         raw = model.unwrap_python_model().packaged
     except (mlflow.MlflowException, AttributeError):  # no Python model: the transformers flavour
-        raw = model.get_raw_model()
+        try:
+            raw = model.get_raw_model()
+        except NotImplementedError:
+            raw = None
     if not hasattr(raw, "chat_job"):
         raise ValueError("it is no model of slmflow; mlflow models serve can serve it")
     return raw
@@ -64,7 +67,17 @@ def _about(packaged: Any) -> dict[str, Any]:
         "name": packaged.name,
         "task": packaged.task,
         "context_length": packaged.runtime.context_length,
+        "chats": _chats(packaged),
     }
+
+
+def _chats(packaged: Any) -> bool:
+    """Whether it has a chat template."""
+    try:
+        packaged.runtime.template()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _read(inbox: "queue.Queue[dict[str, Any] | None]") -> None:
