@@ -43,8 +43,8 @@ def described_paths(names: Iterable[str], choices: int | None) -> dict[str, dict
         **common,
     }
     row = _closed(chat, ["messages"])
-    # A row that is none of these gets an error object in its place, so the call is no error.
-    several = {"type": "array", "minItems": 1, "items": {"type": "object"}}
+    # A row that is no such request gets an error object in its place, so the call is no error.
+    several = {"type": "array", "minItems": 1, "items": {}}
     rows = {"anyOf": [row, _object({"inputs": several})]}
     named = {"name": "model", "in": "path", "required": True, "schema": model}
     return {
