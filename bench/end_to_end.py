@@ -73,8 +73,9 @@ def torch_modules(place: Path) -> tuple[int, int]:
         registered = newest(DEMO_NAME, RUNTIMES[1], "chat", "cpu")
         assert registered is not None
         row = {"messages": [{"role": "user", "content": "What is the capital of Spain?"}]}
-        request = {"uri": registered.uri, "model_config": None, "rows": [row]}
-        answering = run([*listing, "-P", str(WORKER)], json.dumps(request))
+        orders = [{"uri": registered.uri, "model_config": None}, {"answer": [row]}]
+        told = "\n".join(json.dumps(order) for order in orders)
+        answering = run([*listing, "-P", str(WORKER)], told)
     return count_torch(packaging), count_torch(answering)
 
 

@@ -6,9 +6,10 @@ The runtime's tokens are bytes of UTF-8, its answers are made from the prompt.
 from collections.abc import Callable, Collection, Generator, Sequence
 from typing import Any
 
+import numpy as np
 from hypothesis import strategies as st
 
-from slmflow.served.runtime import SchemaError
+from slmflow.served.runtime import LogitsUnavailable, SchemaError, check_logits
 from slmflow.served.search import SearchOptions
 from slmflow.served.template import ChatTemplate
 
@@ -42,7 +43,7 @@ class FakeRuntime:
 
     ``batches`` records the prompts of every batch, ``schemas`` what each was held to, ``made``
     the steps that each has made, ``closed`` how many are over. ``on_step`` is called before every
-    step. Penalties change nothing.
+    step. Penalties change nothing. ``pruned``: logits are there for the last token only.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class FakeRuntime:
         reply: Reply = backwards,
         context_length: int = 1_000,
         refused_schemas: Collection[str] = (),
+        pruned: bool = False,
     ) -> None:
         self.context_length = context_length
         self.eos_ids = frozenset([EOS])
@@ -61,6 +63,7 @@ class FakeRuntime:
         self.on_step: Callable[[], None] = lambda: None
         self._reply = reply
         self._refused_schemas = refused_schemas
+        self._pruned = pruned
 
     def template(self) -> ChatTemplate:
         return ChatTemplate(CHAT_TEMPLATE, {})
@@ -101,6 +104,18 @@ class FakeRuntime:
                 yield [answer[step] if step < len(answer) else AFTER_THE_END for answer in answers]
         finally:
             self.closed += 1
+
+    def logits(self, ids: Sequence[int], last: int) -> np.ndarray[Any, Any]:
+        """The likeliest token after each one is what begins the answer to all up to there."""
+        check_logits(len(ids), last, self.context_length)
+        if self._pruned and last > 1:
+            raise LogitsUnavailable("the fake gives the logits of the last token only")
+        logits = np.zeros((last, EOS + 1), dtype=np.float32)
+        for row in range(last):
+            read = decode(ids[: len(ids) - last + row + 1])
+            answer = [*self._reply(read, SearchOptions()).encode(), EOS]
+            logits[row, answer[0]] = 3.0
+        return logits
 
 
 WORDS = (

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, Protocol
 
 import httpx
@@ -20,6 +21,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PyFuncModel
 
 from slmflow.served.packaged import PackagedModel
+from slmflow.served.search import SearchOptions
 from tests.conftest import ROOT, Packaged, Workplace
 from tests.server import start_server
 
@@ -468,6 +470,41 @@ def test_a_cut_answer_has_exactly_as_many_tokens(caller: Caller, field: str) -> 
     roomy = caller.ask(messages=ARGENTINA, **{field: made(whole) + 1})
     assert roomy["choices"] == whole["choices"]
     assert reasons(roomy) == ["stop"]
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        {},
+        {"temperature": 2.0, "seed": 1},
+        {"num_beams": 3},
+        {"repetition_penalty": 1.2},
+        {"frequency_penalty": 1.0},
+    ],
+    ids=lambda search: " ".join(search) or "greedy",
+)
+def test_no_answer_ends_before_its_least_tokens(
+    packaged_model: PackagedModel, search: dict[str, Any]
+) -> None:
+    """Alone and beside others, for every end token that the model has."""
+    runtime = packaged_model.runtime
+    assert len(runtime.eos_ids) > 1
+    texts = [packaged_model.render(messages) for messages in (SPAIN, ARGENTINA, TURNS)]
+    prompts = [runtime.encode(text, rendered=True) for text in texts]
+    assert len({len(ids) for ids in prompts}) > 1, "some are padded"
+
+    def shortest(least: int, batch: list[list[int]]) -> int:
+        options = SearchOptions(min_new_tokens=least, max_new_tokens=16, **search)
+        rows = zip(*runtime.steps(batch, options, 16), strict=True)
+        return min(len(list(takewhile(lambda t: t not in runtime.eos_ids, row))) for row in rows)
+
+    for batch in (prompts, prompts[:1]):
+        assert shortest(10, batch) >= 10
+    assert search or shortest(0, prompts) < 10
+
+
+def test_the_least_tokens_are_no_field_of_a_request(caller: Caller) -> None:
+    assert "min_new_tokens" in refusal_of(caller, min_new_tokens=3).message
 
 
 def test_both_names_of_the_length_may_be_given_if_they_agree(caller: Caller) -> None:

@@ -15,10 +15,12 @@ SAMPLED = SearchOptions(temperature=0.7, top_p=0.95, top_k=50, seed=3)
 BEAMS = SearchOptions(num_beams=4, length_penalty=0.5)
 PENALISED = SearchOptions(repetition_penalty=1.2, no_repeat_ngram_size=3)
 COUNTED = SearchOptions(frequency_penalty=0.5, presence_penalty=-1)
+LONG = SearchOptions(min_new_tokens=7)
 
 RANGES: list[tuple[str, list[Any], list[Any], str]] = [
     ("max_new_tokens", [1, 10_000, None], [0, -1], "1 or more, or null"),
     ("max_length", [2, 10_000, None], [0, 1, -1], "2 or more, or null"),
+    ("min_new_tokens", [0, 1, 64], [-1], "0 (none) or more"),
     ("temperature", [0, 0.01, 100], [-0.01, 101, float("nan"), float("inf")], "0 (greedy) to 100"),
     ("top_p", [0.01, 1], [0, 1.01, -1, float("nan")], "above 0, up to 1 (every token)"),
     ("top_k", [0, 1, 50_000], [-1], "0 (every token) or more"),
@@ -69,6 +71,20 @@ def test_an_answer_needs_a_bound() -> None:
         SearchOptions(max_new_tokens=None, max_length=None)
 
 
+def test_an_answer_cannot_be_longer_than_its_bound() -> None:
+    said = "search.min_new_tokens is 65 and search.max_new_tokens is 64; allowed: as many as"
+    with pytest.raises(ValueError, match=re.escape(said)):
+        SearchOptions(min_new_tokens=65, max_new_tokens=64)
+    with pytest.raises(ValueError, match=r"search.min_new_tokens is 7 and search.max_new_tokens"):
+        LONG.changed({"max_new_tokens": 6})
+    assert SearchOptions(min_new_tokens=65, max_new_tokens=None, max_length=9).min_new_tokens == 65
+
+
+def test_settings_written_before_an_option_existed_are_read() -> None:
+    older = {name: value for name, value in asdict(GREEDY).items() if name != "min_new_tokens"}
+    assert SearchOptions.from_mapping(older) == GREEDY
+
+
 def test_beams_and_temperature_exclude_each_other() -> None:
     with pytest.raises(ValueError, match=r"search.num_beams is 2 and search.temperature is 0.5"):
         SearchOptions(num_beams=2, temperature=0.5)
@@ -105,7 +121,7 @@ def test_a_change_is_checked_like_a_new_set_of_options() -> None:
         BEAMS.changed({"temperature": 0.5})
 
 
-@pytest.mark.parametrize("options", [GREEDY, SAMPLED, BEAMS, PENALISED, COUNTED])
+@pytest.mark.parametrize("options", [GREEDY, SAMPLED, BEAMS, PENALISED, COUNTED, LONG])
 def test_options_survive_their_mapping(options: SearchOptions) -> None:
     assert SearchOptions.from_mapping(asdict(options)) == options
 
@@ -168,11 +184,13 @@ PENALISING = {"repetition_penalty": 1.2, "no_repeat_ngram_size": 3}
         (BEAMS, {"do_sample": False, **BEAMING}),
         (PENALISED, {"do_sample": False, **PENALISING}),
         (COUNTED, {"do_sample": False}),
+        (LONG, {"do_sample": False, "min_length": 17}),
         (replace(GREEDY, stop=["."], max_new_tokens=5), {"do_sample": False}),
     ],
 )
 def test_the_onnx_runtime_is_told(options: SearchOptions, expected: dict[str, Any]) -> None:
-    assert to_genai(options, 10, 20) == {"max_length": 30, **SHARED, **expected}
+    lengths = {"max_length": 30, "min_length": 10}  # with the prompt
+    assert to_genai(options, 10, 20) == {**lengths, **SHARED, **expected}
 
 
 @pytest.mark.parametrize(
@@ -183,6 +201,7 @@ def test_the_onnx_runtime_is_told(options: SearchOptions, expected: dict[str, An
         (BEAMS, {"do_sample": False, **BEAMING}),
         (PENALISED, {"do_sample": False, **PENALISING}),
         (COUNTED, {"do_sample": False}),
+        (LONG, {"do_sample": False, "min_new_tokens": 7}),
         (replace(GREEDY, stop=["."], seed=3), {"do_sample": False}),
     ],
 )
@@ -192,6 +211,17 @@ def test_transformers_is_told(options: SearchOptions, expected: dict[str, Any]) 
 
 def test_every_option_reaches_the_runtimes_or_is_applied_here() -> None:
     told = set(to_genai(SAMPLED, 1, 1)) | set(to_genai(BEAMS, 1, 1))
+    told |= set(to_transformers(LONG, 1))
     applied_here = {"max_new_tokens", "max_length", "seed", "stop"}
     applied_here |= {"frequency_penalty", "presence_penalty"}  # to the logits, step by step
     assert {option.name for option in fields(SearchOptions)} - applied_here <= told
+
+
+@given(st.integers(0, 64), st.integers(1, 64), st.integers(1, 100))
+def test_the_room_that_is_left_bounds_the_shortest_answer(
+    least: int, room: int, prompt: int
+) -> None:
+    options = SearchOptions(min_new_tokens=least)
+    onnx = to_genai(options, prompt, room)
+    floor = to_transformers(options, room).get("min_new_tokens", 0)
+    assert floor == onnx["min_length"] - prompt == min(least, room)

@@ -22,7 +22,7 @@ from slmflow.config.store import register
 from slmflow.errors import UserError
 from slmflow.sources import PROJECT_ROOT
 
-GROUPS = ("model", "task", "search", "hardware", "data", "experiment")
+GROUPS = ("model", "task", "search", "hardware", "data", "speed", "gate", "experiment")
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -40,8 +40,8 @@ QUIET = {
 def run_entry_point(name: str) -> NoReturn:
     """Compose the config of that name, run the workflow of that name, exit.
 
-    0: done; 1: an error, told in one message; 130: interrupted. A bug keeps its stack trace, and
-    ``HYDRA_FULL_ERROR=1`` shows the trace of every error.
+    0: done; 1: an error, told in one message; 2: a gate refused; 130: interrupted. A bug keeps
+    its stack trace, and ``HYDRA_FULL_ERROR=1`` shows the trace of every error.
     """
     show_traces = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print errors itself and exit
@@ -73,7 +73,7 @@ def run_entry_point(name: str) -> NoReturn:
         print(f"error: {message}", file=sys.stderr)
         _tag_project_run(message)
     gc.freeze()  # at exit, Python would go over all of torch once more for a second and a half
-    sys.exit(1 if failures else 0)
+    sys.exit(max((getattr(failure, "exit_code", 1) for failure in failures), default=0))
 
 
 def _run(name: str, config: DictConfig) -> None:

@@ -11,11 +11,14 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 WIDTH = 80  # tables must fit a terminal of this width
 
@@ -61,6 +64,7 @@ def progress(text: str, total: int) -> Iterator["Bar"]:
         TextColumn("  {task.description}"),
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
+        _Rate(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
@@ -68,22 +72,38 @@ def progress(text: str, total: int) -> Iterator["Bar"]:
     started = time.monotonic()
     with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bars:
         task = bars.add_task(text, total=total)
+        bar = Bar(bars, task)
         try:
-            yield Bar(bars, task)
+            yield bar
         except BaseException:
             out.print(f"  [red]✗[/] {escape(text)}")
             raise
     seconds = time.monotonic() - started
-    out.print(f"  [green]✓[/] {escape(text)} [dim]({total} in {seconds:.1f} s)[/]")
+    rate = _rate(total / seconds) if seconds > 0 else ""
+    tail = f": {', '.join(bar.details)}" if bar.details else ""
+    out.print(f"  [green]✓[/] {escape(text + tail)} [dim]({total} in {seconds:.1f} s{rate})[/]")
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else _rate(speed).removeprefix(", "))
+
+
+def _rate(per_second: float) -> str:
+    return f", {per_second:,.0f}/s" if per_second >= 100 else f", {per_second:.2g}/s"
 
 
 class Bar:
+    """``details`` are added to the line that stays when the work is done."""
+
     def __init__(self, bars: Progress, task: object) -> None:
+        self.details: list[str] = []
         self._bars = bars
         self._task = task
 
-    def advance(self) -> None:
-        self._bars.advance(self._task)  # type: ignore[arg-type]
+    def advance(self, rows: int = 1) -> None:
+        self._bars.advance(self._task, rows)  # type: ignore[arg-type]
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:

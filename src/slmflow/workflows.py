@@ -1,6 +1,6 @@
 """READ FIRST. The story of each entry point, told as steps."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,14 @@ from slmflow.config.schema import (
     TransformersPipelineConfig,
 )
 from slmflow.errors import ConfigError
-from slmflow.evaluation.dataset import read_dataset
+from slmflow.evaluation.data.dataset import Dataset, open_dataset
+from slmflow.evaluation.data.origin import MLFLOW
+from slmflow.evaluation.decide import carry_out, decide, with_incumbent
 from slmflow.evaluation.evaluate import evaluate_models
-from slmflow.evaluation.show import show_comparison
+from slmflow.evaluation.gate import GateRefused
+from slmflow.evaluation.record import log_evaluation, log_report, report_place
+from slmflow.evaluation.results import Evaluation
+from slmflow.evaluation.show import show_evaluation
 from slmflow.next_commands import show_next
 from slmflow.packaging.check import check_answer
 from slmflow.packaging.log_model import Packaging, log_onnx, log_transformers
@@ -27,15 +32,24 @@ from slmflow.packaging.onnx_build import describe_quantisation, get_onnx
 from slmflow.packaging.target import require
 from slmflow.sources import PROJECT_ROOT, LocalModel, find_checkpoint
 from slmflow.tracking.provenance import git_commit
-from slmflow.tracking.registry import RUNTIMES, Registered, alias_of, newest, register
+from slmflow.tracking.registry import (
+    RUNTIMES,
+    Registered,
+    alias_of,
+    champion_of,
+    newest,
+    register,
+)
 from slmflow.tracking.run import log_config, open_child, open_run
 
+EVALUATION = ("data", "ask", "score", "speed", "parity", "gate", "promote", "trace", "lm_eval")
 UNUSED = {
     "transformers_pipeline": (
-        *("data", "model.onnx", "hardware.provider", "hardware.precision", "hardware.package"),
+        *EVALUATION,
+        *("model.onnx", "hardware.provider", "hardware.precision", "hardware.package"),
         *("hardware.block_size", "hardware.accuracy_level", "hardware.symmetric"),
     ),
-    "custom_onnx": ("data", "hardware.device", "hardware.dtype"),
+    "custom_onnx": (*EVALUATION, "hardware.device", "hardware.dtype"),
     "serve": (
         *("model.source", "model.revision", "model.onnx", "hardware.device", "hardware.dtype"),
         *("hardware.provider", "hardware.precision", "hardware.package", "hardware.block_size"),
@@ -76,13 +90,13 @@ def custom_onnx(invocation: Invocation) -> None:
 
 def evaluate(invocation: Invocation) -> None:
     config: EvaluateConfig = invocation.config
-    dataset = read_dataset(config.data.name, _project_path(config.data.path), config.data.limit)
     with open_run(f"evaluate {config.model.name}"):
         log_config(invocation.values, invocation.choices, "evaluate")
+        dataset = _dataset(config)
         uris = models_to_compare(config)
-        console.heading(f"evaluate {len(uris)} models on {len(dataset.examples)} questions")
-        results, agreement = evaluate_models(uris, dataset, _overrides(config))
-    show_comparison(results, agreement, dataset)
+        console.heading(f"evaluate: {len(dataset)} questions of {dataset.name}")
+        evaluation = compare(uris, dataset, config, _overrides(config))
+    conclude(evaluation)
 
 
 def main(invocation: Invocation) -> None:
@@ -90,7 +104,7 @@ def main(invocation: Invocation) -> None:
     config: MainConfig = invocation.config
     require(config.hardware, "transformers_pipeline")
     require(config.hardware, "custom_onnx")
-    dataset = read_dataset(config.data.name, _project_path(config.data.path), config.data.limit)
+    dataset = _dataset(config)
     with open_run(f"main {config.model.name}"):
         log_config(invocation.values, invocation.choices, "main")
         registered = []
@@ -103,10 +117,10 @@ def main(invocation: Invocation) -> None:
                 registered.append(package(config))
         with open_child(f"evaluate {config.model.name}"):
             log_config(invocation.values, invocation.choices, "evaluate")
-            console.heading(f"evaluate: {len(dataset.examples)} questions of {dataset.name}")
-            results, agreement = evaluate_models([one.uri for one in registered], dataset, {})
-    show_comparison(results, agreement, dataset)
+            console.heading(f"evaluate: {len(dataset)} questions of {dataset.name}")
+            evaluation = compare([one.uri for one in registered], dataset, config, {})
     show_next(registered, config)
+    conclude(evaluation)
 
 
 def serve(invocation: Invocation) -> None:
@@ -118,6 +132,38 @@ def serve(invocation: Invocation) -> None:
     with open_run(f"serve {uri.removeprefix('models:/')}"):
         log_config(invocation.values, invocation.choices, "serve", UNUSED["serve"])
         start(uri, config)
+
+
+def compare(
+    uris: Sequence[str],
+    dataset: Dataset,
+    config: EvaluateConfig | MainConfig,
+    parameters: Mapping[str, Any],
+) -> Evaluation:
+    """Evaluate, judge, and move the champion's alias where that is asked and earned."""
+    alias = champion_of(config.hardware.target.value, config.task.name.value)
+    incumbent = None
+    if config.gate is not None:
+        uris, incumbent = with_incumbent(uris, alias, config.promote)
+    prompts = _project_path(config.speed.prompts)
+    evaluation = evaluate_models(uris, dataset, config, parameters, prompts)
+    if config.gate is not None:
+        evaluation = decide(evaluation, config.gate, alias, incumbent)
+    with console.step("write the report") as told:
+        log_evaluation(evaluation)
+        told.append(report_place())
+    if config.promote:
+        evaluation = carry_out(evaluation)
+        log_report(evaluation)
+    return evaluation
+
+
+def conclude(evaluation: Evaluation) -> None:
+    """Show what was found. Raises ``GateRefused`` where a gate let none pass."""
+    show_evaluation(evaluation)
+    decision = evaluation.decision
+    if decision is not None and decision.chosen is None:
+        raise GateRefused(decision)
 
 
 def package_transformers(config: PackagingConfig) -> Registered:
@@ -221,6 +267,12 @@ def _check_and_register(
         )
         told += [registered.uri, f"alias {registered.alias}"]
     return registered
+
+
+def _dataset(config: EvaluateConfig | MainConfig) -> Dataset:
+    data = config.data
+    path = data.path if data.path.startswith(MLFLOW) else _project_path(data.path)
+    return open_dataset(data.name, path, data.limit, data.seed)
 
 
 def _project_path(path: str) -> Path:

@@ -16,6 +16,9 @@ HYDRA_FLAGS = HYDRA_FLAGS_WITH_VALUE | {
 }
 
 
+LIST_OF_URIS = "models"
+"""The key that MLproject passes in brackets: a URI may hold # and =, which the grammar refuses."""
+
 LEFT_TO_CONFIG = re.compile(r"\w+=default")
 """What MLproject passes for a group that nobody chose: defaults list or experiment decide."""
 
@@ -40,15 +43,22 @@ def to_overrides(arguments: Sequence[str]) -> list[str]:
 
 
 def quoted(key: str, value: str) -> str:
-    """``key=value`` in Hydra's grammar: a value that the grammar refuses is quoted as a text."""
+    """``key=value`` in Hydra's grammar: a value that the grammar refuses is quoted as a text, or,
+    where it is a list of URIs, each of them."""
     override = f"{key}={value}"
     try:
         OverridesParser.create().parse_override(override)
         return override
     except HydraException:
-        # Between quotes a backslash stands for itself, but before a quote for half of a pair.
-        doubled = re.sub(r"(\\+)(?='|\Z)", r"\1\1", value)
-        return f"{key}='" + doubled.replace("'", "\\'") + "'"
+        if key == LIST_OF_URIS and value.startswith("[") and value.endswith("]"):
+            return f"{key}=[{','.join(_as_text(uri.strip()) for uri in value[1:-1].split(','))}]"
+        return f"{key}={_as_text(value)}"
+
+
+def _as_text(value: str) -> str:
+    # Between quotes a backslash stands for itself, but before a quote for half of a pair.
+    doubled = re.sub(r"(\\+)(?='|\Z)", r"\1\1", value)
+    return "'" + doubled.replace("'", "\\'") + "'"
 
 
 def _requoted(argument: str) -> str:

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 from omegaconf import MISSING
 
+from slmflow.config.evaluation import Ask, LmEval, ParitySettings, Score, SpeedSettings
+from slmflow.config.gate import Gate
 from slmflow.served.search import SearchOptions
 
 Key = TypeVar("Key", bound=StrEnum)
@@ -159,8 +161,9 @@ class Hardware:
 @dataclass
 class Data:
     name: str = MISSING
-    path: str = MISSING  # JSON Lines; relative ones: from the repository's root
+    path: str = MISSING  # file, folder or mlflow:DATASET; relative: from the repository's root
     limit: int | None = None  # rows; null: all
+    seed: int | None = None  # of the sample of limit rows; null: the first ones
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
@@ -189,13 +192,31 @@ class CustomOnnxConfig(PackagingConfig):
 
 
 @dataclass
-class EvaluateConfig:
+class EvaluationSettings:
+    """What evaluate and main share."""
+
+    data: Data = MISSING
+    ask: Ask = field(default_factory=Ask)
+    score: Score = field(default_factory=Score)
+    speed: SpeedSettings = field(default_factory=SpeedSettings)
+    parity: ParitySettings = field(default_factory=ParitySettings)
+    gate: Gate | None = None  # what a model must reach; null: nothing is asked
+    promote: bool = False  # move the champion's alias to the model that passes the gate
+    trace: bool = True  # every row with its scores as an MLflow trace
+    lm_eval: LmEval = field(default_factory=LmEval)
+
+    def __post_init__(self) -> None:
+        if self.promote and self.gate is None:
+            raise ValueError("promote=true needs a gate to pass; add gate=standard")
+
+
+@dataclass
+class EvaluateConfig(EvaluationSettings):
     """Of the entry point evaluate."""
 
     model: Model = MISSING
     task: Task = MISSING
     hardware: Hardware = MISSING
-    data: Data = MISSING
     search: SearchOptions | None = None  # null: as each model was packaged
     models: list[str] = field(default_factory=list)  # URIs; none: the newest of each kind
 
@@ -240,12 +261,11 @@ class ServeConfig:
 
 
 @dataclass
-class MainConfig(PackagingConfig):
+class MainConfig(EvaluationSettings, PackagingConfig):
     """Of the entry point main."""
 
-    data: Data = MISSING
-
     def __post_init__(self) -> None:
+        super().__post_init__()
         _needs_chat("main", self.task)
 
 

@@ -1,75 +1,99 @@
-"""Answers to results: scores, speed, agreement. Pure: nothing here runs a model or logs."""
+"""Candidates against the reference: differences, ratios, agreement, and where they disagree."""
 
-import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import combinations
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 
-from slmflow.answering.ask import Reply, Session
-from slmflow.evaluation.dataset import Example
-from slmflow.evaluation.metrics import METRICS
+import numpy as np
 
+from slmflow.answering.reply import Reply
+from slmflow.config.evaluation import Score
+from slmflow.evaluation.data.example import Example
+from slmflow.evaluation.results import Difference, Figure, Row
+from slmflow.evaluation.scoring import Array, Tally
+from slmflow.evaluation.statistics import difference, ratio
 
-@dataclass(frozen=True)
-class Result:
-    """One model's answers and what they are worth. Times in seconds, sizes in bytes.
+Side = tuple[str, Iterable[tuple[Example, Reply]], Tally]
+"""A candidate: its label, its answers in order, its scores."""
 
-    ``weights`` is their type (int4, float32), where the registry knows it. ``scores`` has one list
-    a metric, one value an example.
-    """
-
-    label: str
-    uri: str
-    weights: str
-    replies: Sequence[Reply]
-    scores: Mapping[str, Sequence[float]]
-    metrics: Mapping[str, float]
+SIZES = ("peak_memory_bytes", "device_memory_bytes", "size_bytes")
 
 
-def score(replies: Sequence[Reply], examples: Sequence[Example]) -> dict[str, list[float]]:
-    pairs = list(zip(replies, examples, strict=True))
-    return {
-        name: [metric(reply.text, example.references) for reply, example in pairs]
-        for name, metric in METRICS.items()
+def differences(candidate: Tally, reference: Tally, settings: Score) -> dict[str, Difference]:
+    """By metric, over the rows that both have a score for."""
+    found = {}
+    for name in candidate.scores.keys() & reference.scores.keys():
+        own, other = candidate.scores[name], reference.scores[name]
+        both = np.isfinite(own) & np.isfinite(other)
+        if both.any():
+            found[name] = difference(
+                own[both],
+                other[both],
+                confidence=settings.confidence,
+                resamples=settings.resamples,
+                seed=settings.seed,
+                matters=settings.matters,
+            )
+    return {name: found[name] for name in candidate.scores if name in found}
+
+
+def ratios(
+    candidate: Mapping[str, Figure],
+    reference: Mapping[str, Figure],
+    candidate_rounds: Mapping[str, Sequence[float]],
+    reference_rounds: Mapping[str, Sequence[float]],
+) -> dict[str, Figure]:
+    """Speeds paired by round; sizes as they are."""
+    found = {
+        name: ratio(values, reference_rounds[name])
+        for name, values in candidate_rounds.items()
+        if len(values) == len(reference_rounds.get(name, ()))
     }
+    for name in SIZES:
+        if name in candidate and name in reference and reference[name].value:
+            value = candidate[name].value / reference[name].value
+            found[name] = Figure(value, value, value)
+    return found
 
 
-def summarize(
-    session: Session, scores: Mapping[str, Sequence[float]], size_bytes: int | None
-) -> dict[str, float]:
-    """The numbers of one model under their MLflow metric names.
-
-    ``tokens_per_second`` counts the tokens of all answers over the time from question to the end
-    of the answer, one question at a time. Quality is the mean over the examples.
-    """
-    metrics = {name: statistics.fmean(values) for name, values in scores.items()}
-    metrics |= _speed(session.replies)
-    metrics["load_seconds"] = session.load_seconds
-    metrics["peak_memory_bytes"] = float(session.peak_memory_bytes)
-    if size_bytes is not None:
-        metrics["size_bytes"] = float(size_bytes)
-    return metrics
+def agreement(candidate: Tally, reference: Tally) -> float:
+    """Share of the rows that both answer with the same text."""
+    return float((candidate.texts == reference.texts).mean())
 
 
-def agreement(results: Sequence[Result]) -> dict[tuple[str, str], float]:
-    """Share of the examples that two models answer with the same text, for every pair."""
-    return {
-        (one.label, other.label): statistics.fmean(
-            float(a.text == b.text) for a, b in zip(one.replies, other.replies, strict=True)
-        )
-        for one, other in combinations(results, 2)
-    }
+def disagreements(sides: Sequence[Side], primary: str, most: int) -> list[Row]:
+    """The rows on which candidates differ most, with every answer: at most ``most`` are held."""
+    chosen = most_different([tally for _, _, tally in sides], primary, most)
+    if len(sides) < 2 or not chosen:
+        return []
+    found = {}
+    every = zip(*(answers for _, answers, _ in sides), strict=True)
+    for index, row in enumerate(islice(every, max(chosen) + 1)):
+        if index in chosen:
+            example = row[0][0]
+            replies = {side[0]: reply.text for side, (_, reply) in zip(sides, row, strict=True)}
+            scores = {label: _scores_at(tally, index) for label, _, tally in sides}
+            found[index] = Row(
+                example.id, example.question, example.references, example.tags, replies, scores
+            )
+    return [found[index] for index in chosen]
 
 
-def _speed(replies: Sequence[Reply]) -> dict[str, float]:
-    speed = {"answer_seconds_median": statistics.median(reply.seconds for reply in replies)}
-    counted = [reply for reply in replies if reply.completion_tokens is not None]
-    if counted:
-        tokens = sum(reply.completion_tokens or 0 for reply in counted)
-        speed["tokens_per_second"] = tokens / sum(reply.seconds for reply in counted)
-    first = [
-        reply.first_token_seconds for reply in replies if reply.first_token_seconds is not None
-    ]
-    if first:
-        speed["first_token_seconds_median"] = statistics.median(first)
-    return speed
+def most_different(tallies: Sequence[Tally], primary: str, most: int) -> list[int]:
+    """Rows on which the candidates differ most: by score, then by the number of answers."""
+    texts = np.stack([one.texts for one in tallies])
+    answers = np.array([len(set(column)) for column in texts.T])
+    order = np.lexsort((np.arange(texts.shape[1]), -answers, -_spread(tallies, primary, answers)))
+    return [int(index) for index in order if answers[index] > 1][:most]
+
+
+def _spread(tallies: Sequence[Tally], primary: str, answers: Array) -> Array:
+    given = [one.scores[primary] for one in tallies if primary in one.scores]
+    if len(given) < 2:
+        return np.zeros(len(answers))
+    scores = np.nan_to_num(np.stack(given))
+    return np.asarray(scores.max(axis=0) - scores.min(axis=0))
+
+
+def _scores_at(tally: Tally, index: int) -> dict[str, float]:
+    at = {name: float(values[index]) for name, values in tally.scores.items()}
+    return {name: value for name, value in at.items() if np.isfinite(value)}

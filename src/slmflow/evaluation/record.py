@@ -1,116 +1,156 @@
-"""Results to MLflow: metrics, every example with its scores, the dataset."""
+"""Results to MLflow: the dataset, each candidate in a run of its own, comparison and report."""
 
-import os
+import json
 import re
-from collections.abc import Sequence
-from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import mlflow
-import mlflow.genai
-import pandas as pd
-from mlflow.entities import Feedback
-from mlflow.genai.scorers import scorer
-from mlflow.models import Model
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from mlflow import MlflowClient
+from mlflow.entities import Metric
 
-from slmflow.evaluation.compare import Result
-from slmflow.evaluation.dataset import Dataset
-from slmflow.evaluation.metrics import METRICS
-from slmflow.sources import PROJECT_ROOT
+from slmflow.config.schema import EvaluationSettings
+from slmflow.evaluation.candidates import Candidate
+from slmflow.evaluation.data.dataset import Dataset
+from slmflow.evaluation.data.log import as_mlflow
+from slmflow.evaluation.report.html import render_html
+from slmflow.evaluation.report.markdown import render_markdown
+from slmflow.evaluation.results import Evaluation, Figure
+from slmflow.evaluation.scoring import Array, ScoredRow
+
+POINTS = 50  # of a series over the rows
+GROUP_ROWS = 1000  # of the Parquet file that are held at once
+OWN_LOGIC = ("data", "gate", "promote", "lm_eval")  # told elsewhere in the report
 
 
 def log_dataset(dataset: Dataset) -> None:
-    frame = pd.DataFrame(
-        [
-            {"question": example.question, "answer": example.references[0]}
-            for example in dataset.examples
-        ]
-    )
-    logged = mlflow.data.from_pandas(
-        frame,
-        source=_relative(dataset.path),
-        name=dataset.name,
-        targets="answer",
-        digest=dataset.digest[:36],
-    )
-    mlflow.log_input(logged, context="evaluation")
+    mlflow.log_input(as_mlflow(dataset), context="evaluation")
     mlflow.set_tag("data.digest", f"sha256:{dataset.digest}")
 
 
-def log_result(result: Result, dataset: Dataset) -> None:
-    """Into the active run: the metrics, and every example with its scores for the UI."""
-    mlflow.log_params({"uri": result.uri, "label": result.label})
-    # Under the model, too, so that its page shows what it is worth.
-    mlflow.log_metrics(dict(result.metrics), model_id=Model.load(result.uri).model_id)
-    rows = [
-        {
-            "inputs": example.request,
-            "outputs": reply.text,
-            "expectations": {"references": list(example.references)},
-        }
-        for example, reply in zip(dataset.examples, result.replies, strict=True)
-    ]
-    _one_writer_for_sqlite()
-    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # its bar and its advert
-        mlflow.genai.evaluate(data=rows, scorers=[_judge])
+def settings_of(settings: EvaluationSettings) -> dict[str, Any]:
+    return {name: value for name, value in asdict(settings).items() if name not in OWN_LOGIC}
 
 
-def log_comparison(
-    results: Sequence[Result], agreement: dict[tuple[str, str], float], dataset: Dataset
+def written(rows: Iterable[ScoredRow], metrics: Iterable[str], path: Path) -> Iterator[ScoredRow]:
+    """The same rows, each written to a Parquet file on its way."""
+    names = list(metrics)
+    schema = _schema(names)
+    every = iter(rows)
+    with pq.ParquetWriter(path, schema) as writer:
+        while group := list(islice(every, GROUP_ROWS)):
+            writer.write_table(pa.Table.from_pylist([_record(r, names) for r in group], schema))
+            yield from group
+
+
+def log_candidate(
+    candidate: Candidate,
+    figures: Mapping[str, Figure],
+    rounds: Mapping[str, Sequence[float]],
+    scores: Mapping[str, Array],
 ) -> None:
-    """Into the active run: every model's metrics below its label, agreement, the example table."""
-    mlflow.log_metrics(
-        {
-            f"{_key(result.label)}/{name}": value
-            for result in results
-            for name, value in result.metrics.items()
-        }
-    )
-    mlflow.log_metrics(
-        {f"agreement/{_key(a)}-{_key(b)}": share for (a, b), share in agreement.items()}
-    )
-    mlflow.log_table(_examples(results, dataset), "examples.json")
-
-
-@scorer  # type: ignore[untyped-decorator]
-def _judge(outputs: str, expectations: dict[str, Any]) -> list[Feedback]:
-    """All metrics in one scorer: MLflow spends a tenth of a second on every scorer call."""
-    references = expectations["references"]
-    return [
-        Feedback(name=name, value=metric(outputs, references)) for name, metric in METRICS.items()
+    """Into the active run: what it is, what it is worth, and how that came about in series."""
+    mlflow.log_params({"uri": candidate.uri, "label": candidate.label, "digest": candidate.digest})
+    # Under the model, too, so that its page shows what it is worth.
+    mlflow.log_metrics(_flat(figures), model_id=candidate.model_id)
+    now = mlflow.active_run().info.start_time
+    series = [
+        Metric(f"rounds/{name}", value, now, step)
+        for name, values in rounds.items()
+        for step, value in enumerate(values, start=1)
     ]
+    series += [
+        Metric(f"running/{name}", value, now, step)
+        for name, values in scores.items()
+        for step, value in _running(values)
+    ]
+    client, run_id = MlflowClient(), mlflow.active_run().info.run_id
+    for start in range(0, len(series), 1000):  # MLflow takes no more at once
+        client.log_batch(run_id, metrics=series[start : start + 1000])
 
 
-def _one_writer_for_sqlite() -> None:
-    """MLflow's ten threads wait for each other's locks on a sqlite store, up to a minute."""
-    if mlflow.get_tracking_uri().startswith("sqlite:"):
-        os.environ.setdefault("MLFLOW_GENAI_EVAL_MAX_WORKERS", "1")
-        os.environ.setdefault("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")
+def log_evaluation(evaluation: Evaluation) -> None:
+    """Into the active run: every figure below its candidate's label, differences, the report."""
+    metrics: dict[str, float] = {}
+    for candidate in evaluation.candidates:
+        metrics |= {f"{key(candidate.label)}/{n}": v for n, v in _flat(candidate.figures).items()}
+    for comparison in evaluation.comparisons:
+        place = f"{key(comparison.label)}-against-{key(comparison.reference)}"
+        changes = {name: found.change for name, found in comparison.differences.items()}
+        metrics |= {f"{place}/{n}": v for n, v in _flat(changes).items()}
+        metrics |= {f"{place}/{n}.ratio": f.value for n, f in comparison.ratios.items()}
+        metrics[f"{place}/agreement"] = comparison.agreement
+        if comparison.parity is not None and comparison.parity.top1_agreement is not None:
+            metrics[f"{place}/top1_agreement"] = comparison.parity.top1_agreement
+            metrics[f"{place}/kl_mean"] = comparison.parity.kl_mean or 0.0
+    mlflow.log_metrics(metrics)
+    log_report(evaluation)
 
 
-def _examples(results: Sequence[Result], dataset: Dataset) -> pd.DataFrame:
-    rows = []
-    for index, example in enumerate(dataset.examples):
-        row: dict[str, Any] = {
-            "id": example.id,
-            "question": example.question,
-            "references": " | ".join(example.references),
-        }
-        for result in results:
-            row[result.label] = result.replies[index].text
-            for name, values in result.scores.items():
-                row[f"{result.label} {name}"] = values[index]
-        rows.append(row)
-    return pd.DataFrame(rows)
+def log_report(evaluation: Evaluation) -> None:
+    mlflow.log_text(render_html(evaluation), "report.html")
+    mlflow.log_text(render_markdown(evaluation), "report.md")
+    told = json.dumps(evaluation.as_json(), indent=1, default=str)
+    mlflow.log_text(told, "evaluation.json")
 
 
-def _relative(path: Path) -> str:
-    inside = path.is_relative_to(PROJECT_ROOT)
-    return (path.relative_to(PROJECT_ROOT) if inside else path).as_posix()
+def report_place() -> str:
+    """Where a person finds the report: a path where artifacts lie on this machine."""
+    uri: str = mlflow.get_artifact_uri("report.html")
+    return uri.removeprefix("file://")
 
 
-def _key(label: str) -> str:
+def key(label: str) -> str:
     """What MLflow allows in the name of a metric."""
     return re.sub(r"[^\w.-]+", "_", label)
+
+
+def _flat(figures: Mapping[str, Figure]) -> dict[str, float]:
+    """A value by its name; its bounds by the name with .low and .high, where it has some."""
+    flat = {name: figure.value for name, figure in figures.items()}
+    for name, figure in figures.items():
+        if figure.low != figure.high:
+            flat |= {f"{name}.low": figure.low, f"{name}.high": figure.high}
+    return flat
+
+
+def _running(values: Array) -> Iterator[tuple[int, float]]:
+    """The mean of the rows so far, after so many rows."""
+    (where,) = np.isfinite(values).nonzero()
+    means = np.cumsum(values[where]) / np.arange(1, len(where) + 1)
+    for at in np.unique(np.linspace(0, len(where) - 1, POINTS).astype(int)):
+        yield int(where[at]) + 1, float(means[at])
+
+
+def _schema(metrics: Sequence[str]) -> pa.Schema:
+    texts = ("id", "question", "answer", "error", "finish_reason", "tags")
+    return pa.schema(
+        [
+            *((name, pa.string()) for name in texts),
+            ("references", pa.list_(pa.string())),
+            *((name, pa.int64()) for name in ("prompt_tokens", "completion_tokens")),
+            *((name, pa.float64()) for name in metrics),
+        ]
+    )
+
+
+def _record(row: ScoredRow, metrics: Sequence[str]) -> dict[str, Any]:
+    example, reply = row.example, row.reply
+    return {
+        "id": example.id,
+        "question": example.question,
+        "answer": reply.text,
+        "error": reply.error,
+        "finish_reason": reply.finish_reason,
+        "tags": json.dumps(dict(example.tags)),
+        "references": list(example.references),
+        "prompt_tokens": reply.prompt_tokens,
+        "completion_tokens": reply.completion_tokens,
+        **{name: row.scores.get(name) for name in metrics},
+    }

@@ -1,76 +1,74 @@
-"""The comparison as a person sees it."""
+"""The evaluation as a person sees it in the terminal."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 from slmflow import console
-from slmflow.evaluation.compare import Result
-from slmflow.evaluation.dataset import Dataset
+from slmflow.evaluation.report import units, words
+from slmflow.evaluation.results import CandidateResult, Decision, Evaluation, Row
 
-SHOWN_DIFFERENCES = 3
+COLUMNS = (
+    ("size", "size_bytes"),
+    ("", ""),  # the primary metric
+    ("tokens/s", "decode_tokens_per_second"),
+    ("TTFT", "first_token_seconds"),
+    ("memory", "peak_memory_bytes"),
+)
+SHOWN_ROWS = 3
 
 
-def show_comparison(
-    results: Sequence[Result], agreement: Mapping[tuple[str, str], float], dataset: Dataset
-) -> None:
+def show_evaluation(evaluation: Evaluation) -> None:
+    names = [(title or evaluation.primary, name or evaluation.primary) for title, name in COLUMNS]
     console.table(
-        ["model", "weights", "size", "exact", "tokens/s", "1st token", "memory"],
-        [_row(result) for result in results],
-        title=f"{dataset.name}, {len(dataset.examples)} questions",
+        ["model", "weights", *(title for title, _ in names)],
+        [_row(candidate, [name for _, name in names]) for candidate in evaluation.candidates],
+        title=f"{evaluation.dataset.name}, {words.rows(evaluation.dataset)}",
     )
-    if len(results) > 1:
+    if len(evaluation.candidates) > 1:
         console.heading("side by side")
-    for (one, other), share in agreement.items():
-        console.note(f"{one} and {other}: same answer to {share:.0%} of the questions")
-    for result in results[1:]:
-        console.note(f"{result.label} against {results[0].label}:")
-        console.note(f"  {_against(result, results[0])}")
-    _show_differences(results, dataset)
+    for sentence in words.verdicts(evaluation):
+        console.note(sentence)
+    for comparison in evaluation.comparisons:
+        same = f"{comparison.agreement:.0%} of the questions"
+        console.note(f"{comparison.label} and {comparison.reference}: same answer to {same}")
+        if comparison.parity is not None:
+            console.note(comparison.parity.words)
+    _show_trouble(evaluation)
+    _show_rows(evaluation.disagreements)
+    if evaluation.decision is not None:
+        show_decision(evaluation.decision)
 
 
-def _against(result: Result, reference: Result) -> str:
-    """What choosing the one over the other means, in a sentence."""
-    points = round(100 * (result.metrics["exact_match"] - reference.metrics["exact_match"]))
-    parts = [f"{abs(points)} points {'more' if points > 0 else 'less'} exact"]
-    if points == 0:
-        parts = ["as exact"]
-    for name, unit in (("tokens_per_second", "the tokens/s"), ("peak_memory_bytes", "the memory")):
-        if reference.metrics.get(name) and name in result.metrics:
-            parts.append(f"{result.metrics[name] / reference.metrics[name]:.2g}x {unit}")
-    return ", ".join(parts)
+def show_decision(decision: Decision) -> None:
+    console.heading(f"gate {decision.gate}, for {decision.alias}")
+    for candidate in decision.candidates:
+        console.note(f"{candidate.label}: {'passed' if candidate.passed else 'refused'}")
+        for outcome in candidate.outcomes:
+            console.note(f"  {'✓' if outcome.holds else '✗'} {outcome.words}")
+    console.note(words.gate(decision))
 
 
-def _row(result: Result) -> list[str]:
-    metrics = result.metrics
-    return [
-        result.label,
-        result.weights,
-        _cell(metrics, "size_bytes", console.size),
-        _cell(metrics, "exact_match", _percent),
-        _cell(metrics, "tokens_per_second", lambda value: f"{value:.0f}"),
-        _cell(metrics, "first_token_seconds_median", lambda value: f"{value * 1000:.0f} ms"),
-        _cell(metrics, "peak_memory_bytes", console.size),
-    ]
+def _row(candidate: CandidateResult, names: Sequence[str]) -> list[str]:
+    figures = candidate.figures
+    shown = [units.show(n, figures[n].value) if n in figures else "-" for n in names]
+    return [candidate.label, candidate.weights or "-", *shown]
 
 
-def _show_differences(results: Sequence[Result], dataset: Dataset) -> None:
+def _show_trouble(evaluation: Evaluation) -> None:
+    for candidate in evaluation.candidates:
+        unanswered = words.unanswered(candidate, evaluation)
+        if unanswered is not None:
+            console.note(unanswered)
+        for name, failed in candidate.failed_metrics.items():
+            rows = f"{failed.rows} rows of {candidate.label}"
+            console.note(f"{name} failed on {rows}, which are left out: {failed.message}")
+
+
+def _show_rows(rows: Sequence[Row]) -> None:
     """A few questions that the models answer differently, to see what the numbers mean."""
-    different = [
-        index
-        for index in range(len(dataset.examples))
-        if len({result.replies[index].text for result in results}) > 1
-    ]
-    if different:
+    if rows:
         console.heading("answered differently, for example")
-    for index in different[:SHOWN_DIFFERENCES]:
-        example = dataset.examples[index]
-        console.note(f"{example.question} ({example.references[0]})")
-        for result in results:
-            console.note(f"  {result.label}: {result.replies[index].text}")
-
-
-def _percent(value: float) -> str:
-    return f"{value:.0%}"
-
-
-def _cell(metrics: Mapping[str, float], name: str, show: Callable[[float], str]) -> str:
-    return show(metrics[name]) if name in metrics else "-"
+    for row in rows[:SHOWN_ROWS]:
+        reference = f" ({row.references[0]})" if row.references else ""
+        console.note(f"{units.clip(row.question, 200)}{reference}")
+        for label, answer in row.answers.items():
+            console.note(f"  {label}: {units.clip(answer, 200)}")

@@ -1,6 +1,7 @@
 """The check that every packaged model passes before its run counts as succeeded."""
 
-from slmflow.answering.ask import AskError, Reply, ask
+from slmflow.answering.ask import AskError, ModelProcess
+from slmflow.answering.reply import Reply
 from slmflow.config.schema import Probe
 from slmflow.errors import CheckError
 
@@ -11,9 +12,14 @@ def check_answer(uri: str, probe: Probe) -> Reply:
     Raises ``CheckError`` where it does not load, does not answer or lacks the expected text.
     """
     try:
-        reply = ask(uri, [{"messages": [{"role": "user", "content": probe.question}]}]).replies[0]
+        with ModelProcess(uri) as process:
+            reply = process.answers([{"messages": [{"role": "user", "content": probe.question}]}])[
+                0
+            ]
     except AskError as error:
         raise CheckError(f"the logged model does not answer: {error}") from None
+    if reply.error is not None:
+        raise CheckError(f"the logged model refuses {probe.question!r}: {reply.error}")
     if not reply.text.strip():
         raise CheckError(f"the logged model answered {probe.question!r} with nothing")
     if probe.expect is not None and probe.expect not in reply.text:

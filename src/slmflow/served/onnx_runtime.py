@@ -14,7 +14,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from slmflow.served.cores import thread_count
-from slmflow.served.runtime import SchemaError
+from slmflow.served.runtime import LogitsUnavailable, SchemaError, check_logits
 from slmflow.served.search import SearchOptions, to_genai
 from slmflow.served.template import ChatTemplate
 
@@ -155,6 +155,26 @@ class OnnxRuntime:
         end = min(self.eos_ids)  # the sequences come without the token that ended them
         for step in range(min(new_tokens, max(len(answer) for answer in answers) + 1)):
             yield [int(answer[step]) if step < len(answer) else end for answer in answers]
+
+    def logits(self, ids: Sequence[int], last: int) -> np.ndarray[Any, Any]:
+        check_logits(len(ids), last, self.context_length)
+        params = self._genai.GeneratorParams(self._model)
+        most = min(len(ids) + 1, self.context_length)
+        params.set_search_options(batch_size=1, num_beams=1, max_length=most)
+        generator = self._genai.Generator(self._model, params)
+        # Logits come for the tokens appended last; apart from the others, they alone are copied.
+        for part in (ids[:-last], ids[-last:]):
+            if part:
+                generator.append_tokens(np.array(part, dtype=np.int32))
+        logits: np.ndarray[Any, Any] = generator.get_output("logits")
+        if logits.ndim != 3 or logits.shape[1] != last:
+            raise LogitsUnavailable(
+                f"the ONNX model gives logits of shape {logits.shape} for {last} tokens, not of "
+                "each token: it was built to generate only (the builder's prune_lm_head, or a "
+                "fixed window); build it without"
+            )
+        copied: np.ndarray[Any, Any] = logits[0].astype(np.float32)  # the generator owns its own
+        return copied
 
     def _padded(self, prompts: Sequence[Sequence[int]], longest: int) -> np.ndarray[Any, Any]:
         # On the right, as the runtime's own encode_batch does: it masks the padding out.

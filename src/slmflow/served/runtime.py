@@ -1,7 +1,9 @@
 """What a runtime must offer so that both runtimes answer alike."""
 
 from collections.abc import Generator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
+
+import numpy as np
 
 from slmflow.served.search import SearchOptions
 from slmflow.served.template import ChatTemplate
@@ -9,6 +11,10 @@ from slmflow.served.template import ChatTemplate
 
 class SchemaError(ValueError):
     """A JSON schema that this runtime cannot hold an answer to."""
+
+
+class LogitsUnavailable(RuntimeError):
+    """Logits that this model does not give: of these tokens, or of more than the last one."""
 
 
 class Runtime(Protocol):
@@ -51,3 +57,19 @@ class Runtime(Protocol):
         Ends early when every prompt has met an end token; what a prompt yields after its own end
         token means nothing. Closing the iterator stops the work.
         """
+
+    def logits(self, ids: Sequence[int], last: int) -> np.ndarray[Any, Any]:
+        """The logits after each of the last ``last`` tokens of ``ids``, read in one pass.
+
+        float32, ``last`` rows, one column a token of the vocabulary. Raises ``LogitsUnavailable``.
+        """
+
+
+def check_logits(tokens: int, last: int, context_length: int) -> None:
+    """Raise ``LogitsUnavailable`` where a model cannot read so many tokens at once."""
+    if not 1 <= last <= tokens:
+        raise ValueError(f"logits of the last {last} of {tokens} tokens; allowed: 1 to {tokens}")
+    if tokens > context_length:
+        raise LogitsUnavailable(
+            f"{tokens} tokens are more than the model's context, {context_length}"
+        )

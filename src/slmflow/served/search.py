@@ -15,6 +15,7 @@ class SearchOptions:
 
     max_new_tokens: int | None = 64
     max_length: int | None = None  # prompt and answer together
+    min_new_tokens: int = 0  # tokens before which no end token is chosen; stop texts still end
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0  # 0: every token
@@ -68,6 +69,7 @@ def _check(options: SearchOptions) -> None:
     ranges: list[tuple[str, bool, str]] = [
         ("max_new_tokens", new_tokens is None or new_tokens >= 1, "1 or more, or null"),
         ("max_length", length is None or length >= 2, "2 or more, or null"),
+        ("min_new_tokens", options.min_new_tokens >= 0, "0 (none) or more"),
         ("temperature", 0 <= options.temperature <= 100, "0 (greedy) to 100"),
         ("top_p", 0 < options.top_p <= 1, "above 0, up to 1 (every token)"),
         ("top_k", options.top_k >= 0, "0 (every token) or more"),
@@ -85,6 +87,11 @@ def _check(options: SearchOptions) -> None:
             raise ValueError(f"search.{name} is {value!r}; allowed: {allowed}")
     if new_tokens is None and length is None:
         raise ValueError("search.max_new_tokens and search.max_length are both null; set one")
+    if new_tokens is not None and options.min_new_tokens > new_tokens:
+        raise ValueError(
+            f"search.min_new_tokens is {options.min_new_tokens} and search.max_new_tokens is "
+            f"{new_tokens}; allowed: as many as search.max_new_tokens, or fewer"
+        )
     if options.num_beams > 1 and options.samples:
         raise ValueError(
             f"search.num_beams is {options.num_beams} and search.temperature is "
@@ -101,10 +108,15 @@ def to_genai(options: SearchOptions, prompt_tokens: int, new_tokens: int) -> dic
     """Options for ``GeneratorParams.set_search_options`` of onnxruntime-genai.
 
     ``max_length`` counts the (padded) prompt and is always given: without it the runtime reserves
-    a key-value cache for the model's whole context. Without ``do_sample`` the runtime ignores
-    temperature. Stop texts are not the runtime's business, see ``served/answer.py``.
+    a key-value cache for the model's whole context. ``min_length`` counts it, too. Without
+    ``do_sample`` the runtime ignores temperature. Stop texts are not the runtime's business, see
+    ``served/answer.py``.
     """
-    values = {"max_length": prompt_tokens + new_tokens, **_shared(options)}
+    values = {
+        "max_length": prompt_tokens + new_tokens,
+        "min_length": prompt_tokens + min(options.min_new_tokens, new_tokens),
+        **_shared(options),
+    }
     if options.samples and options.seed is not None:
         values["random_seed"] = options.seed
     return values
@@ -113,7 +125,10 @@ def to_genai(options: SearchOptions, prompt_tokens: int, new_tokens: int) -> dic
 def to_transformers(options: SearchOptions, new_tokens: int) -> dict[str, Any]:
     """Options for ``generate`` of transformers, complete: nothing is left to the checkpoint's own
     generation config but the special tokens. The seed is set around the call."""
-    return {"max_new_tokens": new_tokens, **_shared(options)}
+    lengths = {"max_new_tokens": new_tokens}
+    if options.min_new_tokens:  # it would cost every step, also where it is 0
+        lengths["min_new_tokens"] = min(options.min_new_tokens, new_tokens)
+    return {**lengths, **_shared(options)}
 
 
 def _shared(options: SearchOptions) -> dict[str, Any]:

@@ -1,13 +1,16 @@
 """A transformers checkpoint behind the ``Runtime`` interface. Imports torch when it loads."""
 
+import inspect
 import queue
 import threading
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from slmflow.served.cores import thread_count
-from slmflow.served.runtime import SchemaError
+from slmflow.served.runtime import SchemaError, check_logits
 from slmflow.served.search import SearchOptions, to_transformers
 from slmflow.served.template import ChatTemplate
 
@@ -84,6 +87,19 @@ class TransformersRuntime:
         finally:
             stopped.set()
             thread.join()
+
+    def logits(self, ids: Sequence[int], last: int) -> np.ndarray[Any, Any]:
+        check_logits(len(ids), last, self.context_length)
+        import torch
+
+        # Architectures that do not know the option give the logits of every token.
+        known = inspect.signature(self._model.forward).parameters
+        kept = {"logits_to_keep": last} if "logits_to_keep" in known else {}
+        input_ids = torch.tensor([list(ids)], device=self._model.device)
+        with self._lock, torch.inference_mode():
+            logits = self._model(input_ids=input_ids, use_cache=False, **kept).logits
+        read: np.ndarray[Any, Any] = logits[0, -last:].float().cpu().numpy()
+        return read
 
     def _generate(
         self,

@@ -79,7 +79,15 @@ def _ensure_registered_model(client: MlflowClient, name: str) -> None:
 
 def alias_of(runtime: str, hardware: str, task: str) -> str:
     """Chat models have the plain name; another task must not take it from them."""
-    alias = f"candidate-{runtime}-{hardware}"
+    return _with_task(f"candidate-{runtime}-{hardware}", task)
+
+
+def champion_of(hardware: str, task: str) -> str:
+    """The alias of the version in use, whatever its runtime."""
+    return _with_task(f"champion-{hardware}", task)
+
+
+def _with_task(alias: str, task: str) -> str:
     return alias if task == "chat" else f"{alias}-{task}"
 
 

@@ -1,0 +1,149 @@
+"""What is compared: each URI resolved once, to one version, its files and their digest."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import yaml
+from mlflow.artifacts import download_artifacts
+from mlflow.exceptions import MlflowException
+
+from slmflow import cache
+from slmflow.answering.ask import AskError
+from slmflow.answering.endpoint import Endpoint
+from slmflow.evaluation.results import Kind
+from slmflow.tracking.registry import find_version
+
+ENDPOINT = "openai:/"
+OUR_CODE = Path("code/slmflow/served/packaged.py")
+UNSTABLE_FILES = ("MLmodel", "registered_model_meta")
+SAMPLING = "temperature", "seed"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """``parameters`` change what the model was packaged with, for every answer.
+
+    ``digest`` is a SHA-256 of the files of a model and of what its MLmodel says of loading it, or
+    of an endpoint's address: equal digests and parameters mean equal answers where ``repeatable``.
+    """
+
+    label: str
+    uri: str
+    kind: Kind
+    digest: str
+    parameters: Mapping[str, Any]
+    repeatable: bool
+    folder: Path | None = None  # where the model's files are; None: an endpoint
+    model_id: str | None = None
+    name: str | None = None
+    version: str | None = None
+    runtime: str | None = None
+    weights: str | None = None
+    size_bytes: int | None = None
+
+
+def resolve(uris: Sequence[str], parameters: Mapping[str, Any], downloads: Path) -> list[Candidate]:
+    """Candidates in the order of the URIs, each with a label of its own.
+
+    Models that are not on this machine are downloaded below ``downloads``. ``parameters`` apply to
+    endpoints and to models of this project. Raises ``AskError`` for a URI that names no model.
+    """
+    found = [_resolve(uri, parameters, downloads / str(i)) for i, uri in enumerate(uris)]
+    names = {candidate.name for candidate in found}
+    labels = [_label(candidate, alone=len(names) == 1) for candidate in found]
+    if len(set(labels)) < len(labels):
+        twice = next(label for label in labels if labels.count(label) > 1)
+        raise AskError(f"{twice} is given twice; each model is compared once")
+    return [replace(one, label=label) for one, label in zip(found, labels, strict=True)]
+
+
+def _resolve(uri: str, parameters: Mapping[str, Any], downloads: Path) -> Candidate:
+    if uri.startswith(ENDPOINT):
+        endpoint = Endpoint.parse(uri)
+        with endpoint:
+            endpoint.connect()
+            where = f"{endpoint.uri} {endpoint.model}"
+        digest = hashlib.sha256(where.encode()).hexdigest()
+        # What answers behind an address can change at any time.
+        return Candidate("", endpoint.uri, Kind.endpoint, digest, dict(parameters), False)
+    return _model(uri, parameters, downloads)
+
+
+def _model(uri: str, parameters: Mapping[str, Any], downloads: Path) -> Candidate:
+    version = find_version(uri)
+    pinned = uri if version is None else f"models:/{version.name}/{version.version}"
+    folder = _files(pinned, downloads)
+    about = yaml.safe_load((folder / "MLmodel").read_text("utf-8"))
+    ours = (folder / OUR_CODE).is_file()
+    applied = dict(parameters) if ours else {}
+    tags = dict(version.tags) if version is not None else {}
+    return Candidate(
+        label="",
+        uri=pinned,
+        kind=Kind.packaged if ours else Kind.mlflow,
+        digest=_digest(folder, about),
+        parameters=applied,
+        repeatable=_repeatable(about, applied),
+        folder=folder,
+        model_id=about.get("model_id"),
+        name=version.name if version is not None else None,
+        version=str(version.version) if version is not None else None,
+        runtime=tags.get("runtime"),
+        weights=tags.get("precision") or tags.get("dtype"),
+        size_bytes=about.get("model_size_bytes"),
+    )
+
+
+def _files(uri: str, downloads: Path) -> Path:
+    """The model's folder: where it lies, or a copy where that is another machine."""
+    try:
+        folder = Path(download_artifacts(uri, dst_path=_destination(uri, downloads)))
+    except (MlflowException, OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise AskError(
+            f"{uri} is no model that can be loaded: {reason}; allowed: models:/NAME/VERSION, "
+            "models:/NAME@ALIAS, models:/m-ID, runs:/RUN/PATH, a folder, openai:/http://HOST/v1"
+        ) from None
+    if not (folder / "MLmodel").is_file():
+        raise AskError(f"{uri} holds no MLmodel file: it is no MLflow model")
+    return folder
+
+
+def _destination(uri: str, downloads: Path) -> str | None:
+    """None where the store is a folder of this machine, which is then used in its place."""
+    if Path(uri).exists() or mlflow.get_tracking_uri().startswith(("sqlite", "file", "/")):
+        return None
+    downloads.mkdir(parents=True, exist_ok=True)
+    return str(downloads)
+
+
+def _digest(folder: Path, about: Mapping[str, Any]) -> str:
+    """Without what differs from one packaging of the same model to the next: ids and dates."""
+    names = [
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in UNSTABLE_FILES and path.suffix != ".pyc"
+    ]
+    loading = {key: about.get(key) for key in ("flavors", "signature")}
+    told = json.dumps(loading, sort_keys=True, default=str)
+    return hashlib.sha256(f"{cache.files_digest(folder, names)} {told}".encode()).hexdigest()
+
+
+def _repeatable(about: Mapping[str, Any], parameters: Mapping[str, Any]) -> bool:
+    """Whether asking again gives the same answer: no sampling, or with a seed."""
+    packaged = about.get("flavors", {}).get("python_function", {}).get("config") or {}
+    temperature, seed = (parameters.get(name, packaged.get(name)) for name in SAMPLING)
+    return not temperature or seed is not None
+
+
+def _label(candidate: Candidate, alone: bool) -> str:
+    if candidate.kind is Kind.endpoint:
+        return candidate.uri.removeprefix(ENDPOINT)
+    short = candidate.uri.removeprefix("models:/")
+    version = f"v{candidate.version}" if alone and candidate.version else short
+    return f"{candidate.runtime} {version}" if candidate.runtime else short

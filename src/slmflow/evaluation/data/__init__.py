@@ -1,0 +1,1 @@
+"""Evaluation sets: rows read from where they lie, checked, sampled, and recorded."""

@@ -1,0 +1,1 @@
+"""An evaluation as HTML and Markdown, in words that the terminal shares."""
