@@ -21,7 +21,7 @@ from bench import work
 from bench.checkpoint import Shape
 from bench.figures import Figure, ratios, show, write
 from slmflow import console
-from slmflow.evaluation.dataset import read_dataset
+from slmflow.evaluation.data.dataset import open_dataset
 from slmflow.packaging.log_model import Packaging, log_onnx
 from slmflow.served.onnx_runtime import import_genai
 from slmflow.served.search import SearchOptions
@@ -58,7 +58,7 @@ def main() -> None:
 
 def read_prompts() -> list[str]:
     """Questions of different lengths, spread over the file."""
-    examples = read_dataset("demo_heldout", QUESTIONS, None).examples
+    examples = list(open_dataset("demo_heldout", QUESTIONS, None, None))
     return [example.question for example in examples[:: len(examples) // PROMPTS]][:PROMPTS]
 
 

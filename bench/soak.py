@@ -25,7 +25,7 @@ import psutil
 from bench import work
 from bench.figures import Figure, show, write
 from slmflow import console
-from slmflow.evaluation.dataset import read_dataset
+from slmflow.evaluation.data.dataset import open_dataset
 from slmflow.sources import PROJECT_ROOT
 
 CLIENTS = 8
@@ -333,7 +333,7 @@ def messages_of(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
 
 
-QUESTION_LIST = [example.question for example in read_dataset("soak", QUESTIONS, None).examples]
+QUESTION_LIST = [example.question for example in open_dataset("soak", QUESTIONS, None, None)]
 
 
 def short(drawn: random.Random) -> Request:

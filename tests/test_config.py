@@ -144,6 +144,7 @@ def test_groups_that_entry_points_share_have_one_default() -> None:
     shared = {name: defaults_of(name) for name in ENTRY_POINTS}
     for name in ("evaluate", "serve"):
         assert shared[name].pop("search") is None  # each model as it was packaged
+    assert shared["main"].pop("speed") == "quick"  # a first impression
     for group in GROUPS:
         assert len({choices[group] for choices in shared.values() if group in choices}) == 1
 

@@ -44,7 +44,8 @@ OPTIONS = [
 ]
 PENALISED = [replace(GREEDY, repetition_penalty=1.3), replace(GREEDY, no_repeat_ngram_size=2)]
 FREQUENCY = replace(GREEDY, frequency_penalty=0.5)
-PLANNED = [*OPTIONS, *PENALISED, FREQUENCY, replace(SEEDED, seed=None)]
+LEAST = replace(GREEDY, min_new_tokens=4)
+PLANNED = [*OPTIONS, *PENALISED, FREQUENCY, replace(SEEDED, seed=None), LEAST]
 SCHEMA = '{"type": "object"}'
 
 
@@ -73,7 +74,7 @@ def check_batch(rows: Sequence[Prompt]) -> None:
     assert width(rows) <= CONTEXT
     assert len(rows) <= BATCH_ROWS
     assert len(rows) == 1 or len(rows) * width(rows) <= BATCH_TOKENS
-    searches = [replace(row.options, max_new_tokens=1, max_length=None, stop=[]) for row in rows]
+    searches = [replace(row.options, max_new_tokens=None, max_length=2, stop=[]) for row in rows]
     assert all(search == searches[0] for search in searches)
     if rows[0].options == SEEDED or any(row.schema is not None for row in rows):
         assert len(rows) == 1

@@ -249,7 +249,7 @@ def run_all(
     return results
 
 
-@pytest.mark.parametrize("people", [2, 8])
+@pytest.mark.parametrize("people", [2, pytest.param(8, marks=pytest.mark.slow)])
 def test_of_several_who_promote_at_once_against_one_champion_one_succeeds(
     uri: str, name: str, people: int
 ) -> None:

@@ -17,8 +17,8 @@ from slmflow.config.schema import (
     TransformersPipelineConfig,
 )
 from slmflow.errors import ConfigError
+from slmflow.evaluation.candidates import check_addresses
 from slmflow.evaluation.data.dataset import Dataset, open_dataset
-from slmflow.evaluation.data.origin import MLFLOW
 from slmflow.evaluation.decide import carry_out, decide, with_incumbent
 from slmflow.evaluation.evaluate import evaluate_models
 from slmflow.evaluation.gate import GateRefused
@@ -90,6 +90,7 @@ def custom_onnx(invocation: Invocation) -> None:
 
 def evaluate(invocation: Invocation) -> None:
     config: EvaluateConfig = invocation.config
+    check_addresses(config.models)
     with open_run(f"evaluate {config.model.name}"):
         log_config(invocation.values, invocation.choices, "evaluate")
         dataset = _dataset(config)
@@ -271,8 +272,7 @@ def _check_and_register(
 
 def _dataset(config: EvaluateConfig | MainConfig) -> Dataset:
     data = config.data
-    path = data.path if data.path.startswith(MLFLOW) else _project_path(data.path)
-    return open_dataset(data.name, path, data.limit, data.seed)
+    return open_dataset(data.name, data.path, data.limit, data.seed)
 
 
 def _project_path(path: str) -> Path:

@@ -15,10 +15,11 @@ from mlflow.exceptions import MlflowException
 from slmflow import cache
 from slmflow.answering.ask import AskError
 from slmflow.answering.endpoint import Endpoint
+from slmflow.answering.endpoint_form import sent_options
 from slmflow.evaluation.results import Kind
 from slmflow.tracking.registry import find_version
 
-ENDPOINT = "openai:/"
+ENDPOINT = "openai:"
 OUR_CODE = Path("code/slmflow/served/packaged.py")
 UNSTABLE_FILES = ("MLmodel", "registered_model_meta")
 SAMPLING = "temperature", "seed"
@@ -47,6 +48,14 @@ class Candidate:
     size_bytes: int | None = None
 
 
+def check_addresses(uris: Sequence[str]) -> None:
+    """Raise ``ConfigError`` for an endpoint that is badly written, before it is logged anywhere:
+    it could hold a password."""
+    for uri in uris:
+        if uri.startswith(ENDPOINT):
+            Endpoint.parse(uri)
+
+
 def resolve(uris: Sequence[str], parameters: Mapping[str, Any], downloads: Path) -> list[Candidate]:
     """Candidates in the order of the URIs, each with a label of its own.
 
@@ -65,12 +74,14 @@ def resolve(uris: Sequence[str], parameters: Mapping[str, Any], downloads: Path)
 def _resolve(uri: str, parameters: Mapping[str, Any], downloads: Path) -> Candidate:
     if uri.startswith(ENDPOINT):
         endpoint = Endpoint.parse(uri)
+        asked = {name: value for name, value in parameters.items() if name != "threads"}
+        sent_options(asked)  # refused before anything is asked
         with endpoint:
             endpoint.connect()
             where = f"{endpoint.uri} {endpoint.model}"
         digest = hashlib.sha256(where.encode()).hexdigest()
         # What answers behind an address can change at any time.
-        return Candidate("", endpoint.uri, Kind.endpoint, digest, dict(parameters), False)
+        return Candidate("", endpoint.uri, Kind.endpoint, digest, asked, False)
     return _model(uri, parameters, downloads)
 
 
@@ -143,7 +154,7 @@ def _repeatable(about: Mapping[str, Any], parameters: Mapping[str, Any]) -> bool
 
 def _label(candidate: Candidate, alone: bool) -> str:
     if candidate.kind is Kind.endpoint:
-        return candidate.uri.removeprefix(ENDPOINT)
+        return candidate.uri.removeprefix(f"{ENDPOINT}/")
     short = candidate.uri.removeprefix("models:/")
     version = f"v{candidate.version}" if alone and candidate.version else short
     return f"{candidate.runtime} {version}" if candidate.runtime else short

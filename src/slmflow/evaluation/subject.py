@@ -66,7 +66,10 @@ class Subject:
     def measure(self, texts: Sequence[str], setting: Setting) -> Measurement | str:
         """One batch, warmed up; or why it cannot be measured."""
         if self._candidate.kind is Kind.endpoint:
-            return self._connected().measure(texts[0], setting)
+            try:
+                return self._connected().measure(texts[0], setting)
+            except AskError as error:
+                return str(error).splitlines()[0]
         try:
             return self._of_process(lambda process: process.measure(texts, setting))
         except Died as death:

@@ -184,7 +184,7 @@ def _group(index: int, prompt: Prompt) -> str:
     prompt_length = len(prompt.ids) if looks_back else None
     # and with beams: the best short answer is no piece of the best long one.
     answer_length = prompt.new_tokens if options.num_beams > 1 else None
-    search = replace(options, max_new_tokens=1, max_length=None, stop=[])
+    search = replace(options, max_new_tokens=None, max_length=2, stop=[])
     return f"{search} {prompt_length} {answer_length}"
 
 
