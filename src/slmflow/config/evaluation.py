@@ -72,7 +72,8 @@ class ParitySettings:
 class LmEval:
     tasks: list[str] = field(default_factory=list)  # of lm-evaluation-harness; none: it is not run
     limit: int | None = None  # rows of each task; null: all
-    include: str | None = None  # folder with tasks of one's own
+    include: str | None = None  # folder with tasks of one's own; relative: from the repository
+    chat_template: bool = False  # put every task in the model's chat format
 
 
 def _at_least(name: str, value: int, least: int) -> None:

@@ -31,6 +31,9 @@ def typed(config: DictConfig) -> Any:
 
 
 def _reject_unknown(config: Any, converted: Any, path: str) -> None:
+    if isinstance(converted, dict):
+        for key, child in converted.items():
+            _reject_unknown(config[key], child, f"{path}{key}.")
     if not is_dataclass(converted):
         return
     known = [field.name for field in fields(converted)]

@@ -3,12 +3,13 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from typing import Any
 
 from slmflow import console
 from slmflow.config.gate import Gate
 from slmflow.errors import ConfigError
 from slmflow.evaluation.gate import judge
-from slmflow.evaluation.results import Evaluation, GateOutcome
+from slmflow.evaluation.results import ConditionOutcome, Evaluation, GateOutcome
 from slmflow.tracking import promotion
 from slmflow.tracking.registry import find_version
 
@@ -76,13 +77,18 @@ def carry_out(evaluation: Evaluation) -> Evaluation:
     return replace(evaluation, decision=replace(decision, promoted=promoted))
 
 
+def _brief(outcome: ConditionOutcome) -> dict[str, Any]:
+    """Without its words, which a tag has no room for."""
+    return {name: value for name, value in asdict(outcome).items() if name != "words"}
+
+
 def _tags(evaluation: Evaluation, outcome: GateOutcome) -> dict[str, str]:
     decision = evaluation.decision
     assert decision is not None
     return {
         "gate": decision.gate,
         "gate.decision": "passed" if outcome.passed else "refused",
-        "gate.conditions": json.dumps([asdict(one) for one in outcome.outcomes]),
+        "gate.conditions": json.dumps([_brief(one) for one in outcome.outcomes]),
         "gate.alias": decision.alias,
         "gate.incumbent": decision.incumbent or "none",
         "gate.run_id": evaluation.run_id,

@@ -12,6 +12,7 @@ from typing import Any
 import mlflow
 
 from slmflow import console
+from slmflow.config.evaluation import LmEval
 from slmflow.config.schema import EvaluationSettings
 from slmflow.errors import ConfigError
 from slmflow.evaluation import beside, compare, likelihood, record, scoring, speed
@@ -21,6 +22,7 @@ from slmflow.evaluation.candidates import Candidate, resolve
 from slmflow.evaluation.data.dataset import Dataset
 from slmflow.evaluation.environment import environment
 from slmflow.evaluation.generation import Answers
+from slmflow.evaluation.harness import check_harness, log_harness, run_harness
 from slmflow.evaluation.metrics import METRICS, Metric, select_metrics
 from slmflow.evaluation.results import (
     CandidateResult,
@@ -34,6 +36,7 @@ from slmflow.evaluation.scoring import Array, Tally
 from slmflow.evaluation.speed import Timings
 from slmflow.evaluation.subject import Subject
 from slmflow.evaluation.traces import traced
+from slmflow.sources import PROJECT_ROOT
 from slmflow.tracking.run import open_child
 
 DISAGREEMENTS = 20  # rows in the report
@@ -71,6 +74,7 @@ def evaluate_models(
     """
     begun, started = time.monotonic(), datetime.now(UTC)
     metrics = _metrics(settings)
+    check_harness(settings.lm_eval.tasks, _folder(settings.lm_eval))
     texts = speed.read_texts(prompts) if settings.speed.rounds else []
     record.log_dataset(dataset)
     with TemporaryDirectory() as scratch, ExitStack() as stack:
@@ -83,6 +87,8 @@ def evaluate_models(
         for work in works:
             with open_child(work.label):
                 _score(work, dataset, settings, metrics, Path(scratch))
+                if settings.lm_eval.tasks and work.candidate.kind is Kind.packaged:
+                    _run_harness(work.candidate, settings.lm_eval)
         results = [_result(work, settings) for work in works]
         run = mlflow.active_run()
         assert run is not None
@@ -113,6 +119,10 @@ def _metrics(settings: EvaluationSettings) -> dict[str, Metric]:
             f"score.primary is {settings.score.primary!r}; allowed: {', '.join(metrics)}"
         )
     return metrics
+
+
+def _folder(harness: LmEval) -> Path | None:
+    return None if harness.include is None else PROJECT_ROOT / harness.include
 
 
 def _work(
@@ -180,6 +190,21 @@ def _score(
         work.figures = _figures(work, work.tally, settings)
         rounds = speed.by_round(work.timings, settings.speed)
         record.log_candidate(work.candidate, work.figures, rounds, work.tally.scores)
+
+
+def _run_harness(candidate: Candidate, settings: LmEval) -> None:
+    with console.step(f"lm-evaluation-harness on {candidate.label}") as told:
+        result = run_harness(
+            str(candidate.folder),
+            settings.tasks,
+            settings.limit,
+            _folder(settings),
+            candidate.parameters,
+            chat_template=settings.chat_template,
+        )
+        log_harness(result, candidate.model_id)
+        shown = {name: v for name, v in result.metrics.items() if not name.endswith("_stderr")}
+        told += [f"{name.removeprefix('lm_eval/')} {value:.3g}" for name, value in shown.items()]
 
 
 def _figures(work: _Work, tally: Tally, settings: EvaluationSettings) -> dict[str, Figure]:

@@ -56,7 +56,7 @@ def run_harness(
     other. Raises ``ConfigError`` where the harness or a task is missing, ``AskError`` with the
     model's own message.
     """
-    _check(tasks, include)
+    check_harness(tasks, include)
     order = {
         "uri": uri,
         "model_config": dict(model_config) or None,
@@ -89,12 +89,16 @@ def log_harness(result: HarnessResult, model_id: str | None = None) -> None:
     """Into the active run: the metrics, also under the model where its id is given;
     ``lm_eval/results.json`` and every question with its answer, ``lm_eval/samples.json``."""
     mlflow.log_metrics(dict(result.metrics), model_id=model_id)
-    results = {name: value for name, value in result.raw.items() if name != "samples"}
+    kept_apart = ("samples", "pretty_env_info")  # the latter names the machine in every detail
+    results = {name: value for name, value in result.raw.items() if name not in kept_apart}
     mlflow.log_dict(results, "lm_eval/results.json")
     mlflow.log_dict(result.raw.get("samples", {}), "lm_eval/samples.json")
 
 
-def _check(tasks: Sequence[str], include: Path | None) -> None:
+def check_harness(tasks: Sequence[str], include: Path | None) -> None:
+    """Raise ``ConfigError`` where tasks are asked for that cannot be run here."""
+    if not tasks:
+        return
     if importlib.util.find_spec("lm_eval") is None:
         raise ConfigError(
             f"lm_eval.tasks is {', '.join(tasks)}, and lm-evaluation-harness is not installed; "

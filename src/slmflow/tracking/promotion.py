@@ -15,8 +15,9 @@ reads the tickets after every move and puts that right at once.
 Not guaranteed: an alias that is moved by hand takes no ticket. That is seen and kept if it is done
 before the promoter looks for the last time, and lost in the few requests after that. A promoter
 that was overtaken and is killed between its late move and its repair, or whose request a proxy
-delivers after its death, leaves the alias on a version that was champion in its time. MLflow's file
-store may give one number twice.
+delivers after its death, leaves the alias on a version that was champion in its time. Where one was
+killed between its move and its mark, and somebody then goes back to the champion before by hand,
+the next promoter undoes that. MLflow's file store may give one number twice.
 """
 
 from collections.abc import Mapping
