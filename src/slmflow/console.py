@@ -1,5 +1,6 @@
 """What the person sees: named steps with their times, tables, next commands. To stdout."""
 
+import textwrap
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,12 @@ def heading(text: str) -> None:
 
 def note(text: str) -> None:
     console().print(f"  {escape(text)}")
+
+
+def prose(text: str) -> None:
+    """A sentence that may be long, in lines that fit the terminal."""
+    for line in textwrap.wrap(text, WIDTH - 2, break_long_words=False, break_on_hyphens=False):
+        note(line)
 
 
 @contextmanager

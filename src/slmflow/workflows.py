@@ -97,7 +97,8 @@ def evaluate(invocation: Invocation) -> None:
         uris = models_to_compare(config)
         console.heading(f"evaluate: {len(dataset)} questions of {dataset.name}")
         evaluation = compare(uris, dataset, config, _overrides(config))
-    conclude(evaluation)
+    show_evaluation(evaluation)
+    demand_one_that_passed(evaluation)
 
 
 def main(invocation: Invocation) -> None:
@@ -120,8 +121,9 @@ def main(invocation: Invocation) -> None:
             log_config(invocation.values, invocation.choices, "evaluate")
             console.heading(f"evaluate: {len(dataset)} questions of {dataset.name}")
             evaluation = compare([one.uri for one in registered], dataset, config, {})
+    show_evaluation(evaluation)
     show_next(registered, config)
-    conclude(evaluation)
+    demand_one_that_passed(evaluation)
 
 
 def serve(invocation: Invocation) -> None:
@@ -159,9 +161,8 @@ def compare(
     return evaluation
 
 
-def conclude(evaluation: Evaluation) -> None:
-    """Show what was found. Raises ``GateRefused`` where a gate let none pass."""
-    show_evaluation(evaluation)
+def demand_one_that_passed(evaluation: Evaluation) -> None:
+    """Raise ``GateRefused`` where a gate let none pass."""
     decision = evaluation.decision
     if decision is not None and decision.chosen is None:
         raise GateRefused(decision)

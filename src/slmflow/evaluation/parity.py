@@ -137,8 +137,17 @@ def compare(
         top1_agreement=total.agreement if total else None,
         kl_mean=total.kl_mean if total else None,
         kl_max=total.kl_max if total else None,
-        example=(others[0].reference.answer, others[0].candidate.answer) if others else None,
+        example=_example(evidence),
     )
+
+
+def _example(evidence: Evidence) -> tuple[str, str] | None:
+    """What differs first, reference and candidate: prompts, else answers."""
+    for pair in evidence.other_prompts[:1]:
+        return pair.reference.prompt or "", pair.candidate.prompt or ""
+    for pair in evidence.other_answers[:1]:
+        return pair.reference.answer, pair.candidate.answer
+    return None
 
 
 def _total(forced: Sequence[Forced] | None) -> Forced | None:

@@ -83,6 +83,7 @@ class Speed:
     load_seconds: tuple[float, ...]  # a round each
     peak_memory_bytes: int | None
     device_memory_bytes: int | None  # None: no device, or it cannot be seen
+    not_measured: tuple[str, ...] = ()  # settings that could not be, each with its reason
 
 
 class Cause(StrEnum):
@@ -115,7 +116,7 @@ class Parity:
     top1_agreement: float | None = None  # share of tokens
     kl_mean: float | None = None
     kl_max: float | None = None
-    example: tuple[str, str] | None = None  # the first pair that differs: reference, candidate
+    example: tuple[str, str] | None = None  # the first prompts, else answers, that differ
 
 
 @dataclass(frozen=True)
@@ -128,8 +129,9 @@ class CandidateResult:
     runtime: str | None  # transformers_pipeline, custom_onnx
     weights: str | None  # their type: int4, float32
     digest: str  # SHA-256 of the model's files and settings
-    figures: Mapping[str, Figure]  # by MLflow metric name: quality, speed, size, errors
+    figures: Mapping[str, Figure]  # by MLflow metric name: quality, speed, size, errors (rows)
     speed: Speed | None = None
+    first_error: str | None = None  # of the first row that was not answered
     failed_metrics: Mapping[str, FailedMetric] = field(default_factory=dict)
     slices: Mapping[str, Mapping[str, Mapping[str, Figure]]] = field(default_factory=dict)
     """``slices[tag][value][metric]``"""

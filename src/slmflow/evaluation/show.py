@@ -26,12 +26,12 @@ def show_evaluation(evaluation: Evaluation) -> None:
     if len(evaluation.candidates) > 1:
         console.heading("side by side")
     for sentence in words.verdicts(evaluation):
-        console.note(sentence)
+        console.prose(sentence)
     for comparison in evaluation.comparisons:
         same = f"{comparison.agreement:.0%} of the questions"
-        console.note(f"{comparison.label} and {comparison.reference}: same answer to {same}")
+        console.prose(f"{comparison.label} and {comparison.reference}: same answer to {same}")
         if comparison.parity is not None:
-            console.note(comparison.parity.words)
+            console.prose(comparison.parity.words)
     _show_trouble(evaluation)
     _show_rows(evaluation.disagreements)
     if evaluation.decision is not None:
@@ -44,7 +44,7 @@ def show_decision(decision: Decision) -> None:
         console.note(f"{candidate.label}: {'passed' if candidate.passed else 'refused'}")
         for outcome in candidate.outcomes:
             console.note(f"  {'✓' if outcome.holds else '✗'} {outcome.words}")
-    console.note(words.gate(decision))
+    console.prose(words.gate(decision))
 
 
 def _row(candidate: CandidateResult, names: Sequence[str]) -> list[str]:
@@ -54,13 +54,15 @@ def _row(candidate: CandidateResult, names: Sequence[str]) -> list[str]:
 
 
 def _show_trouble(evaluation: Evaluation) -> None:
+    for said in words.not_measured(evaluation):
+        console.prose(said)
     for candidate in evaluation.candidates:
         unanswered = words.unanswered(candidate, evaluation)
         if unanswered is not None:
-            console.note(unanswered)
+            console.prose(unanswered)
         for name, failed in candidate.failed_metrics.items():
             rows = f"{failed.rows} rows of {candidate.label}"
-            console.note(f"{name} failed on {rows}, which are left out: {failed.message}")
+            console.prose(f"{name} failed on {rows}, which are left out: {failed.message}")
 
 
 def _show_rows(rows: Sequence[Row]) -> None:

@@ -5,7 +5,7 @@ of one step of the whole batch (decode), as MLPerf Inference and vLLM's benchmar
 """
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -75,6 +75,7 @@ def summarize(timings: Timings, speed: SpeedSettings) -> Speed:
         tuple(timings.load_seconds),
         timings.peak_memory_bytes,
         timings.device_memory_bytes,
+        _unfit_words(timings),
     )
 
 
@@ -158,11 +159,9 @@ def _most(one: int | None, other: int | None) -> int | None:
     return max((value for value in (one, other) if value is not None), default=None)
 
 
-def unfit_words(timings: Mapping[str, Timings]) -> list[str]:
-    """What could not be measured, a line each."""
-    return [
-        f"{label}: {setting.prompt_tokens} + {setting.new_tokens} tokens, batch of "
-        f"{setting.batch_size}, not measured: {reason}"
-        for label, one in timings.items()
-        for setting, reason in one.unfit.items()
-    ]
+def _unfit_words(timings: Timings) -> tuple[str, ...]:
+    return tuple(
+        f"{setting.prompt_tokens} + {setting.new_tokens} tokens, batch of {setting.batch_size}: "
+        f"{reason}"
+        for setting, reason in timings.unfit.items()
+    )

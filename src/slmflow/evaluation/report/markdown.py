@@ -111,9 +111,13 @@ def _quality(evaluation: Evaluation) -> list[str]:
 def _speed(evaluation: Evaluation) -> list[str]:
     by_setting = speed.tables(evaluation)
     found = [one for one in (speed.ratios(evaluation), speed.loading(evaluation)) if one]
-    notes = [words.ROUNDS, " ".join([words.COLUMNS, speed.percentiles_note(evaluation)]).rstrip()]
+    notes = [
+        words.rounds(evaluation),
+        " ".join([words.COLUMNS, speed.percentiles_note(evaluation)]).rstrip(),
+    ]
     told = [*notes, *map(table, by_setting)] if by_setting else [words.NO_SPEED]
-    return ["### Speed and memory", *told, *map(table, found)]
+    missing = [_list(f"{escape(said)}." for said in words.not_measured(evaluation))]
+    return ["### Speed and memory", *told, *filter(None, missing), *map(table, found)]
 
 
 def _parity(comparisons: Sequence[Comparison]) -> list[str]:

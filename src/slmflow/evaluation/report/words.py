@@ -22,6 +22,7 @@ from slmflow.evaluation.results import (
 RIGHT_OR_WRONG = frozenset({"correct", "exact_match", "contains_answer"})
 """Metrics of which a 1 is a question answered right."""
 
+ONE_ROUND = "One round was measured, so that no range can be told."
 ROUNDS = (
     "Rounds of the candidates were interleaved, so that a busy machine met all of them alike. "
     "Rates and loading times are medians over the rounds; the range beside them is that of the "
@@ -146,13 +147,31 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
+def rounds(evaluation: Evaluation) -> str:
+    speeds = [one.speed for one in evaluation.candidates if one.speed is not None]
+    counts = [len(p.decode_tokens_per_second) for one in speeds for p in one.points]
+    counts += [len(one.load_seconds) for one in speeds]
+    return ROUNDS if max(counts, default=0) > 1 else ONE_ROUND
+
+
+def not_measured(evaluation: Evaluation) -> list[str]:
+    """Settings of speed that a candidate could not do."""
+    return [
+        f"{one.label} was not timed with {said}"
+        for one in evaluation.candidates
+        if one.speed is not None
+        for said in one.speed.not_measured
+    ]
+
+
 def unanswered(candidate: CandidateResult, evaluation: Evaluation) -> str | None:
     """None where every row was answered, or nobody counted."""
     figure = candidate.figures.get("errors")
     if figure is None or figure.value == 0:
         return None
     number = units.show("errors", errors(candidate))
-    return f"{candidate.label} gave no answer to {number} of {evaluation.dataset.rows} rows"
+    why = f"; the first: {units.clip(candidate.first_error, 300)}" if candidate.first_error else ""
+    return f"{candidate.label} gave no answer to {number} of {evaluation.dataset.rows} rows{why}"
 
 
 def errors(candidate: CandidateResult) -> float | None:
