@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -300,3 +301,58 @@ def test_a_run_that_failed_on_its_config_says_why(workplace: Workplace) -> None:
         [e.experiment_id for e in workplace.client.search_experiments()]
     )
     assert "did you mean temperature?" in run.data.tags["slmflow.error"]
+
+
+def test_the_demo_model_shows_what_int4_costs_it(scratch: Workplace) -> None:
+    chosen = [f"models=[{REFERENCE},{CANDIDATE}]", "data.limit=null", *BRIEF]
+    result = scratch.script("evaluate", *chosen)
+    assert result.returncode == 0, result.stderr
+    found = evaluation(scratch)["comparisons"][0]["differences"]["correct"]
+    change = found["change"]
+    if found["verdict"] == "worse":
+        assert change["high"] < 0
+        assert found["p_value"] < 0.05
+        assert "fewer questions right" in result.stdout.replace("\n  ", " ")
+    else:  # another machine's arithmetic may be kinder to it
+        assert found["verdict"] in ("no difference shown", "too few rows")
+        assert change["low"] <= 0 <= change["high"]
+
+
+@pytest.mark.parametrize(("precision", "cause"), [("fp32", "none"), ("int8", "weights")])
+def test_parity_tells_equal_weights_from_quantised_ones(
+    scratch: Workplace, precision: str, cause: str
+) -> None:
+    packaged = scratch.script("custom_onnx", f"hardware.precision={precision}")
+    assert packaged.returncode == 0, packaged.stderr
+    chosen = [f"models=[{REFERENCE},models:/phi3-demo/3]", "data.limit=10", *BRIEF[:2]]
+    result = scratch.script("evaluate", *chosen)
+    assert result.returncode == 0, result.stderr
+    parity = evaluation(scratch)["comparisons"][0]["parity"]
+    assert parity["cause"] == cause
+    assert parity["same_prompts"] == parity["same_prompt_tokens"] == parity["rows"] == 10
+    if precision == "fp32":
+        assert parity["same_answers"] == 10
+        assert parity["top1_agreement"] == 1
+
+
+def test_a_broken_chat_template_is_called_that_and_not_blamed_on_the_weights(
+    scratch: Workplace, tmp_path: Path
+) -> None:
+    source = tmp_path / "checkpoint"
+    shutil.copytree(ROOT / "demo" / "phi3_demo", source)
+    template = source / "chat_template.jinja"
+    assert "<|end|>" in template.read_text("utf-8")
+    template.write_text(template.read_text("utf-8").replace("<|end|>", "<|end|>\\nPlease: "))
+    package = [f"model.source={source}", "hardware.precision=fp32", "model.probe.expect=null"]
+    packaged = scratch.script("custom_onnx", *package)
+    assert packaged.returncode == 0, packaged.stderr
+    chosen = [f"models=[{REFERENCE},models:/phi3-demo/3]", "data.limit=10", *BRIEF[:2]]
+    result = scratch.script("evaluate", *chosen)
+    assert result.returncode == 0, result.stderr
+    parity = evaluation(scratch)["comparisons"][0]["parity"]
+    assert parity["cause"] == "template"
+    assert parity["same_prompts"] == 0
+    assert parity["top1_agreement"] == 1, "the weights are the same"
+    page = artifact(scratch, newest_run(scratch), "report.html").read_text("utf-8")
+    assert "chat template" in page
+    assert "Please: " in page

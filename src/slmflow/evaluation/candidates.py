@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from slmflow import cache
 from slmflow.answering.ask import AskError
 from slmflow.answering.endpoint import Endpoint
 from slmflow.answering.endpoint_form import sent_options
+from slmflow.errors import ConfigError
 from slmflow.evaluation.results import Kind
+from slmflow.served.search import SearchOptions
 from slmflow.tracking.registry import find_version
 
 ENDPOINT = "openai:"
@@ -91,7 +93,7 @@ def _model(uri: str, parameters: Mapping[str, Any], downloads: Path) -> Candidat
     folder = _files(pinned, downloads)
     about = yaml.safe_load((folder / "MLmodel").read_text("utf-8"))
     ours = (folder / OUR_CODE).is_file()
-    applied = dict(parameters) if ours else {}
+    applied = _known(pinned, parameters, about) if ours else {}
     tags = dict(version.tags) if version is not None else {}
     return Candidate(
         label="",
@@ -143,6 +145,21 @@ def _digest(folder: Path, about: Mapping[str, Any]) -> str:
     loading = {key: about.get(key) for key in ("flavors", "signature")}
     told = json.dumps(loading, sort_keys=True, default=str)
     return hashlib.sha256(f"{cache.files_digest(folder, names)} {told}".encode()).hexdigest()
+
+
+def _known(
+    uri: str, parameters: Mapping[str, Any], about: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The parameters that the model was packaged with: MLflow drops others without a word."""
+    packaged = about["flavors"]["python_function"].get("config") or {}
+    neutral = asdict(SearchOptions())
+    lost = [k for k, v in parameters.items() if k not in packaged and v != neutral.get(k)]
+    if lost:
+        raise ConfigError(
+            f"{uri} was packaged before search.{lost[0]} was there; package it again, or leave "
+            "that option out"
+        )
+    return {name: value for name, value in parameters.items() if name in packaged}
 
 
 def _repeatable(about: Mapping[str, Any], parameters: Mapping[str, Any]) -> bool:
