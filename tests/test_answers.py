@@ -1,6 +1,6 @@
 """Answers are kept as they come, found again, and never mixed up."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from slmflow import console
 from slmflow.answering.reply import Reply
 from slmflow.config.evaluation import Ask
 from slmflow.evaluation.answers import AnswerStore
@@ -27,16 +28,19 @@ class Parrot:
     patience: int = 1_000_000
     refused: tuple[str, ...] = ()
     asked: list[str] = field(default_factory=list)
+    begun: list[list[str]] = field(default_factory=list)
 
-    def answers(self, rows: Sequence[dict[str, Any]]) -> list[Reply]:
-        if len(self.asked) + len(rows) > self.patience:
-            raise KeyboardInterrupt
-        prompts = [row["prompt"] for row in rows]
-        self.asked += prompts
-        return [
-            Reply("", error="refused") if prompt in self.refused else Reply(f"{prompt}!")
-            for prompt in prompts
-        ]
+    def begin(self, rows: Sequence[dict[str, Any]]) -> None:
+        self.begun.append([row["prompt"] for row in rows])
+
+    def finish(self) -> Iterator[tuple[int, Reply]]:
+        prompts = self.begun.pop(0)
+        for index in reversed(range(len(prompts))):
+            if len(self.asked) >= self.patience:
+                raise KeyboardInterrupt
+            self.asked.append(prompts[index])
+            failed = prompts[index] in self.refused
+            yield index, Reply("", error="refused") if failed else Reply(f"{prompts[index]}!")
 
 
 @pytest.fixture(autouse=True)
@@ -53,20 +57,30 @@ def dataset(tmp_path: Path, count: int) -> Dataset:
 def ask_all(parrot: Parrot, rows: Dataset, ask: Ask, model: Candidate = MODEL) -> list[Reply]:
     with AnswerStore(model) as store:
         answers = Answers(store, rows, ask)
-        answers.complete(parrot, "a parrot")  # type: ignore[arg-type]
-        return [reply for _, reply in answers]
+        with console.progress("ask a parrot", len(rows)) as bar:
+            replies = [reply for _, reply in answers.asked(parrot, bar)]  # type: ignore[arg-type]
+        assert [reply for _, reply in answers] == replies, "again, from disk"
+        return replies
 
 
-def test_an_interrupted_evaluation_goes_on_at_the_first_unanswered_row(tmp_path: Path) -> None:
-    rows, ask = dataset(tmp_path, 50), Ask(batch_rows=8)
+def test_an_interrupted_evaluation_asks_only_what_was_not_answered(tmp_path: Path) -> None:
+    rows, ask = dataset(tmp_path, 50), Ask(window_rows=8)
     cut_off = Parrot(patience=20)
     with pytest.raises(KeyboardInterrupt):
         ask_all(cut_off, rows, ask)
-    assert cut_off.asked == [f"row {number}" for number in range(16)]
     second = Parrot()
     replies = ask_all(second, rows, ask)
-    assert second.asked[0] == "row 16"
+    assert sorted(cut_off.asked + second.asked) == sorted(f"row {n}" for n in range(50))
     assert [reply.text for reply in replies] == [f"row {number}!" for number in range(50)]
+
+
+def test_the_next_rows_are_begun_before_the_first_are_handed_out(tmp_path: Path) -> None:
+    parrot, rows = Parrot(), dataset(tmp_path, 12)
+    with AnswerStore(MODEL) as store, console.progress("ask a parrot", 12) as bar:
+        answered = Answers(store, rows, Ask(window_rows=4)).asked(parrot, bar)  # type: ignore[arg-type]
+        next(answered)
+        assert len(parrot.asked) == 4
+        assert [len(window) for window in parrot.begun] == [4]
 
 
 def test_a_second_evaluation_asks_nothing(tmp_path: Path) -> None:
@@ -85,10 +99,10 @@ def test_reuse_false_asks_everything_again(tmp_path: Path) -> None:
 
 def test_rows_that_failed_are_told_and_asked_again_the_next_time(tmp_path: Path) -> None:
     rows = dataset(tmp_path, 10)
-    replies = ask_all(Parrot(refused=("row 3",)), rows, Ask(batch_rows=4))
+    replies = ask_all(Parrot(refused=("row 3",)), rows, Ask(window_rows=4))
     assert [number for number, reply in enumerate(replies) if reply.error] == [3]
     again = Parrot()
-    assert ask_all(again, rows, Ask(batch_rows=4))[3].text == "row 3!"
+    assert ask_all(again, rows, Ask(window_rows=4))[3].text == "row 3!"
     assert again.asked == ["row 3"]
 
 

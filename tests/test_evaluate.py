@@ -192,7 +192,7 @@ def test_an_evaluation_killed_half_way_goes_on_where_it_was(
 ) -> None:
     environment = {**scratch.environment, "SLMFLOW_CACHE": str(tmp_path / "cache")}
     command = [sys.executable, "-m", "entrypoints.evaluate", f"models=[{CANDIDATE}]"]
-    command += ["data.limit=null", "ask.batch_rows=4", "score.seed=0", *BRIEF]
+    command += ["data.limit=null", "ask.window_rows=4", "score.seed=0", *BRIEF]
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, start_new_session=True
     )

@@ -1,8 +1,7 @@
 """READ FIRST. The story of each entry point, told as steps."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -17,14 +16,6 @@ from slmflow.config.schema import (
     TransformersPipelineConfig,
 )
 from slmflow.errors import ConfigError
-from slmflow.evaluation.candidates import check_addresses
-from slmflow.evaluation.data.dataset import Dataset, open_dataset
-from slmflow.evaluation.decide import carry_out, decide, with_incumbent
-from slmflow.evaluation.evaluate import evaluate_models
-from slmflow.evaluation.gate import GateRefused
-from slmflow.evaluation.record import log_evaluation, log_report, report_place
-from slmflow.evaluation.results import Evaluation
-from slmflow.evaluation.show import show_evaluation
 from slmflow.next_commands import show_next
 from slmflow.packaging.check import check_answer
 from slmflow.packaging.log_model import Packaging, log_onnx, log_transformers
@@ -36,7 +27,6 @@ from slmflow.tracking.registry import (
     RUNTIMES,
     Registered,
     alias_of,
-    champion_of,
     newest,
     register,
 )
@@ -89,24 +79,28 @@ def custom_onnx(invocation: Invocation) -> None:
 
 
 def evaluate(invocation: Invocation) -> None:
+    from slmflow.evaluation import start  # late: packaging needs nothing of it
+
     config: EvaluateConfig = invocation.config
-    check_addresses(config.models)
+    start.check_addresses(config.models)
     with open_run(f"evaluate {config.model.name}"):
         log_config(invocation.values, invocation.choices, "evaluate")
-        dataset = _dataset(config)
+        dataset = start.open_data(config.data)
         uris = models_to_compare(config)
         console.heading(f"evaluate: {len(dataset)} questions of {dataset.name}")
-        evaluation = compare(uris, dataset, config, _overrides(config))
-    show_evaluation(evaluation)
-    demand_one_that_passed(evaluation)
+        evaluation = start.compare(uris, dataset, config, _overrides(config))
+    start.show(evaluation)
+    start.demand_one_that_passed(evaluation)
 
 
 def main(invocation: Invocation) -> None:
     """Package both ways, then compare the two: three child runs of one parent."""
+    from slmflow.evaluation import start
+
     config: MainConfig = invocation.config
     require(config.hardware, "transformers_pipeline")
     require(config.hardware, "custom_onnx")
-    dataset = _dataset(config)
+    dataset = start.open_data(config.data)
     with open_run(f"main {config.model.name}"):
         log_config(invocation.values, invocation.choices, "main")
         registered = []
@@ -120,10 +114,11 @@ def main(invocation: Invocation) -> None:
         with open_child(f"evaluate {config.model.name}"):
             log_config(invocation.values, invocation.choices, "evaluate")
             console.heading(f"evaluate: {len(dataset)} questions of {dataset.name}")
-            evaluation = compare([one.uri for one in registered], dataset, config, {})
-    show_evaluation(evaluation)
+            uris = [one.uri for one in registered]
+            evaluation = start.compare(uris, dataset, config, {})
+    start.show(evaluation)
     show_next(registered, config)
-    demand_one_that_passed(evaluation)
+    start.demand_one_that_passed(evaluation)
 
 
 def serve(invocation: Invocation) -> None:
@@ -135,37 +130,6 @@ def serve(invocation: Invocation) -> None:
     with open_run(f"serve {uri.removeprefix('models:/')}"):
         log_config(invocation.values, invocation.choices, "serve", UNUSED["serve"])
         start(uri, config)
-
-
-def compare(
-    uris: Sequence[str],
-    dataset: Dataset,
-    config: EvaluateConfig | MainConfig,
-    parameters: Mapping[str, Any],
-) -> Evaluation:
-    """Evaluate, judge, and move the champion's alias where that is asked and earned."""
-    alias = champion_of(config.hardware.target.value, config.task.name.value)
-    incumbent = None
-    if config.gate is not None:
-        uris, incumbent = with_incumbent(uris, alias, config.promote)
-    prompts = _project_path(config.speed.prompts)
-    evaluation = evaluate_models(uris, dataset, config, parameters, prompts)
-    if config.gate is not None:
-        evaluation = decide(evaluation, config.gate, alias, incumbent)
-    with console.step("write the report") as told:
-        log_evaluation(evaluation)
-        told.append(report_place())
-    if config.promote:
-        evaluation = carry_out(evaluation)
-        log_report(evaluation)
-    return evaluation
-
-
-def demand_one_that_passed(evaluation: Evaluation) -> None:
-    """Raise ``GateRefused`` where a gate let none pass."""
-    decision = evaluation.decision
-    if decision is not None and decision.chosen is None:
-        raise GateRefused(decision)
 
 
 def package_transformers(config: PackagingConfig) -> Registered:
@@ -269,15 +233,6 @@ def _check_and_register(
         )
         told += [registered.uri, f"alias {registered.alias}"]
     return registered
-
-
-def _dataset(config: EvaluateConfig | MainConfig) -> Dataset:
-    data = config.data
-    return open_dataset(data.name, data.path, data.limit, data.seed)
-
-
-def _project_path(path: str) -> Path:
-    return PROJECT_ROOT / Path(path).expanduser()
 
 
 def _short(revision: str) -> str:

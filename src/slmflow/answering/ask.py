@@ -2,13 +2,16 @@
 
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -33,7 +36,7 @@ class Died(AskError):
 
 
 class ModelProcess:
-    """A context: the model is loaded as it is entered, and gone when it is left.
+    """A context: loading begins as it is entered, and the process is gone when it is left.
 
     The process sees the tracking server of this one, but not this repository: the model loads
     with the code that it carries. Every method raises ``AskError`` with the model's own message,
@@ -43,8 +46,7 @@ class ModelProcess:
     def __init__(self, uri: str, model_config: Mapping[str, Any] | None = None) -> None:
         self._uri = uri
         self._model_config = dict(model_config or {}) or None
-        self.load_seconds = 0.0  # without the import of MLflow
-        self.packaged = False  # by this project: it can be measured in batches, and looked into
+        self._loaded: dict[str, Any] | None = None
 
     def __enter__(self) -> "ModelProcess":
         self._errors = tempfile.TemporaryFile("w+")
@@ -57,14 +59,33 @@ class ModelProcess:
             text=True,
             env=model_environment(),
         )
+        self._lines: queue.Queue[str] = queue.Queue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
         try:
             self._say({"uri": self._uri, "model_config": self._model_config})
-            loaded = self._event()
         except BaseException:
             self._end()
             raise
-        self.load_seconds, self.packaged = loaded["load_seconds"], loaded["packaged"]
         return self
+
+    @property
+    def load_seconds(self) -> float:
+        """Without the import of MLflow."""
+        return float(self._once_loaded()["load_seconds"])
+
+    @property
+    def packaged(self) -> bool:
+        """By this project: it can be measured in batches, and looked into."""
+        return bool(self._once_loaded()["packaged"])
+
+    def _once_loaded(self) -> dict[str, Any]:
+        if self._loaded is None:
+            try:
+                self._loaded = self._event()
+            except Died as death:  # another process would fare no better
+                raise AskError(f"{death}\n(while it was loaded)") from None
+        return self._loaded
 
     def __exit__(
         self,
@@ -76,7 +97,18 @@ class ModelProcess:
 
     def answers(self, rows: Sequence[Row]) -> list[Reply]:
         """Every row's reply, in order."""
-        return [Reply(**event) for event in self._do({"answer": list(rows)})]
+        self.begin(rows)
+        return [reply for _, reply in sorted(self.finish(), key=itemgetter(0))]
+
+    def begin(self, rows: Sequence[Row]) -> None:
+        """Have these rows answered after what was begun before, while the caller does more."""
+        self._once_loaded()
+        self._say({"answer": list(rows)})
+
+    def finish(self) -> Iterator[tuple[int, Reply]]:
+        """The replies to the rows that were begun first, with their places, as they come."""
+        for event in self._events():
+            yield event.pop("index"), Reply(**event)
 
     def measure(self, texts: Sequence[str], setting: Setting) -> Measurement | str:
         """One batch, after a shorter one to warm up; or why it cannot be measured."""
@@ -111,7 +143,12 @@ class ModelProcess:
         return event["peak"], event["device"]
 
     def _do(self, order: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        self._once_loaded()
         self._say(order)
+        return self._events()
+
+    def _events(self) -> Iterator[dict[str, Any]]:
+        """Of one order."""
         while (event := self._event()).pop("event") != "done":
             yield event
 
@@ -123,9 +160,15 @@ class ModelProcess:
         except BrokenPipeError:
             raise Died(self._death()) from None
 
-    def _event(self) -> dict[str, Any]:
+    def _read(self) -> None:
+        """Else the model's process would wait to be read while it is written to, for ever."""
         assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        for line in self._process.stdout:
+            self._lines.put(line)
+        self._lines.put("")
+
+    def _event(self) -> dict[str, Any]:
+        line = self._lines.get()
         if not line.endswith("\n"):
             raise Died(self._death())
         event: dict[str, Any] = json.loads(line)
@@ -137,11 +180,13 @@ class ModelProcess:
         if self._process.poll() is None:
             self._process.kill()
         self._process.wait()
+        self._reader.join()
         for pipe in (self._process.stdin, self._process.stdout, self._errors):
             with suppress(BrokenPipeError):  # what it never read
                 pipe.close()  # type: ignore[union-attr]
 
     def _death(self) -> str:
+        self._lines.put("")  # whoever asks again is told the same
         code = self._process.wait()
         self._errors.seek(0)
         lines = self._errors.read().strip().splitlines()[-LAST_LINES:]

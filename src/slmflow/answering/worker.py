@@ -5,7 +5,7 @@ with. Standard input and output: one JSON object a line. First comes ``{"uri", "
 answered with the event ``loaded`` or ``failed``; then orders, a key each, whose answer ends with
 the event ``done``, or ``failed`` where one cannot be carried out:
 
-- ``{"answer": [row, ...]}``: an event ``reply`` a row, in order
+- ``{"answer": [row, ...]}``: an event ``reply`` a row, with its ``index``, as they come
 - ``{"measure": [text, ...], "setting": {...}}``: an event ``measured``, or ``unfit``, with a reason
 - ``{"likelihood": [[row, reference], ...]}``: an event ``likelihood`` a row
 - ``{"observe": [row, ...], "new_tokens", "save": folder or null}``: an event ``observed`` a row
@@ -28,6 +28,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+BATCH_ROWS = 16  # answered by one call, so that what is answered is known after each
 WARM_UP_TOKENS = 2
 MEBIBYTE = 1024 * 1024
 Event = dict[str, Any]
@@ -116,14 +117,21 @@ class _Packaged:
         self._texts = packaged.task == "prompt"
 
     def answers(self, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """All rows in one call, so that they are generated in batches."""
+        """In batches of rows of about one length, which need little padding."""
+        order = sorted(range(len(rows)), key=lambda index: _length(rows[index]))
+        for start in range(0, len(order), BATCH_ROWS):
+            indices = order[start : start + BATCH_ROWS]
+            replies = self._batch([rows[index] for index in indices])
+            for index, reply in zip(indices, replies, strict=True):
+                yield {"index": index, **reply}
+
+    def _batch(self, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         if self._texts:
             prompts = [self._prompt(row) for row in rows]
             answers = _each(self._model, [{"prompt": prompt} for prompt in prompts])
-            yield from map(self._text_reply, prompts, answers)
-        else:
-            answers = _each(self._model, [{"messages": _messages(row)} for row in rows])
-            yield from map(_chat_reply, answers)
+            return map(self._text_reply, prompts, answers)
+        answers = _each(self._model, [{"messages": _messages(row)} for row in rows])
+        return map(_chat_reply, answers)
 
     def measure(
         self, texts: list[str], prompt_tokens: int, new_tokens: int, batch_size: int
@@ -253,7 +261,8 @@ class _Foreign:
         self._column = next((name for name in names if name), None)
 
     def answers(self, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        yield from map(self._reply, rows)
+        for index, row in enumerate(rows):
+            yield {"index": index, **self._reply(row)}
 
     def measure(
         self, texts: list[str], prompt_tokens: int, new_tokens: int, batch_size: int
@@ -312,6 +321,10 @@ def _each(model: Any, requests: list[dict[str, Any]]) -> list[Any]:
         if len(requests) > 1:
             raise
         return [{"error": {"message": str(error)}}]
+
+
+def _length(row: dict[str, Any]) -> int:
+    return sum(len(message["content"]) for message in _messages(row))
 
 
 def _messages(row: dict[str, Any]) -> list[dict[str, str]]:

@@ -7,12 +7,12 @@ CORRECT = "correct"
 
 @dataclass
 class Ask:
-    batch_rows: int = 32  # handed to a model at once, and kept together when answered
+    window_rows: int = 128  # handed to a model at once, which it sorts by length into batches
     concurrency: int = 4  # requests at once to an endpoint
     reuse: bool = True  # answers that the same model gave to the same question before
 
     def __post_init__(self) -> None:
-        _at_least("ask.batch_rows", self.batch_rows, 1)
+        _at_least("ask.window_rows", self.window_rows, 1)
         _at_least("ask.concurrency", self.concurrency, 1)
 
 

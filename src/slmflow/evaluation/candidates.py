@@ -147,9 +147,7 @@ def _digest(folder: Path, about: Mapping[str, Any]) -> str:
     return hashlib.sha256(f"{cache.files_digest(folder, names)} {told}".encode()).hexdigest()
 
 
-def _known(
-    uri: str, parameters: Mapping[str, Any], about: Mapping[str, Any]
-) -> dict[str, Any]:
+def _known(uri: str, parameters: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters that the model was packaged with: MLflow drops others without a word."""
     packaged = about["flavors"]["python_function"].get("config") or {}
     neutral = asdict(SearchOptions())

@@ -10,7 +10,6 @@ from slmflow.config.evaluation import Score
 from slmflow.evaluation.data.example import Example
 from slmflow.evaluation.results import Difference, Figure, Row
 from slmflow.evaluation.scoring import Array, Tally
-from slmflow.evaluation.statistics import difference, ratio
 
 Side = tuple[str, Iterable[tuple[Example, Reply]], Tally]
 """A candidate: its label, its answers in order, its scores."""
@@ -20,6 +19,8 @@ SIZES = ("peak_memory_bytes", "device_memory_bytes", "size_bytes")
 
 def differences(candidate: Tally, reference: Tally, settings: Score) -> dict[str, Difference]:
     """By metric, over the rows that both have a score for."""
+    from slmflow.evaluation.statistics import difference  # late: scipy takes most of a second
+
     found = {}
     for name in candidate.scores.keys() & reference.scores.keys():
         own, other = candidate.scores[name], reference.scores[name]
@@ -43,6 +44,8 @@ def ratios(
     reference_rounds: Mapping[str, Sequence[float]],
 ) -> dict[str, Figure]:
     """Speeds paired by round; sizes as they are."""
+    from slmflow.evaluation.statistics import ratio
+
     found = {
         name: ratio(values, reference_rounds[name])
         for name, values in candidate_rounds.items()

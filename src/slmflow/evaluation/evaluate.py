@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -75,8 +76,9 @@ def evaluate_models(
         for number in range(max(1, settings.speed.rounds)):
             _round(number, every, study)
         for found in every:
-            with open_child(found.label):
-                _score(found, study)
+            found.figures = figures_of(found, settings)
+            rounds = speed.by_round(found.timings, settings.speed)
+            record.log_candidate(found, rounds)
         evaluation = _evaluation(every, study, started, begun)
         for found in every:
             if not found.candidate.repeatable:  # the next evaluation draws its own answers
@@ -100,7 +102,8 @@ def _begin(candidate: Candidate, study: _Study, stack: ExitStack) -> Findings:
 
 
 def _round(number: int, every: Sequence[Findings], study: _Study) -> None:
-    """Each candidate alone, in a process of its own. The first round also asks the questions."""
+    """Each candidate alone, in a process of its own. The first round also asks the questions, in
+    a child run."""
     settings = study.settings
     for found in every:
         with Subject(found.candidate, settings.ask.concurrency) as subject:
@@ -109,9 +112,30 @@ def _round(number: int, every: Sequence[Findings], study: _Study) -> None:
                 with console.step(what):
                     speed.measure_round(subject, settings.speed, study.texts, found.timings)
             if number == 0:
-                found.answers.complete(subject, found.label)
-                if found.candidate.kind is Kind.packaged:
-                    _look_into(found, every, subject, study)
+                with open_child(found.label) as run:
+                    found.run_id = run.info.run_id
+                    _import_what_follows(subject)
+                    _ask(found, subject, study)
+                    if found.candidate.kind is Kind.packaged:
+                        _look_into(found, every, subject, study)
+
+
+def _import_what_follows(subject: Subject) -> None:
+    """While the model loads: two seconds of the libraries that statistics and report need."""
+    if subject.loaded is not None:
+        for name in ("evaluation.statistics", "evaluation.report.html"):
+            import_module(f"slmflow.{name}")
+
+
+def _ask(found: Findings, subject: Subject, study: _Study) -> None:
+    """Every row asked, scored and logged to the active run, while the next ones are answered."""
+    metrics, file = study.metrics, study.scratch / "answers.parquet"
+    with console.progress(f"ask and score {found.label}", total=len(study.dataset)) as bar:
+        scored = scoring.score_rows(found.answers.asked(subject, bar), metrics)
+        rows = record.written(scored, metrics, file)
+        logged = traced(rows, found.candidate.model_id) if study.settings.trace else rows
+        found.scored = scoring.tally(logged, len(study.dataset), metrics)
+    mlflow.log_artifact(str(file))
 
 
 def _look_into(found: Findings, every: Sequence[Findings], subject: Subject, study: _Study) -> None:
@@ -120,27 +144,13 @@ def _look_into(found: Findings, every: Sequence[Findings], subject: Subject, stu
         with console.step(f"likelihood of the references under {found.label}"):
             rows = settings.score.likelihood_rows
             found.likelihood = likelihood.measure(subject, dataset, rows)
+        if found.likelihood is not None:
+            found.tally.scores[likelihood.METRIC] = likelihood.of_rows(found.likelihood)
     if settings.parity.rows and len(every) > 1:
         reference = None if found is every[0] else every[0].beside
         with console.step(f"prompts and probabilities of {found.label}"):
             found.beside = beside.look(subject, dataset, settings.parity, reference, study.scratch)
-
-
-def _score(found: Findings, study: _Study) -> None:
-    """Score every answer, a row at a time, and log it to the active run."""
-    settings, metrics = study.settings, study.metrics
-    file = study.scratch / "answers.parquet"
-    with console.step(f"score the answers of {found.label}"):
-        rows = record.written(scoring.score_rows(found.answers, metrics), metrics, file)
-        logged = traced(rows, found.candidate.model_id) if settings.trace else rows
-        tally = found.scored = scoring.tally(logged, len(study.dataset), metrics)
-        mlflow.log_artifact(str(file))
-        if found.likelihood is not None:
-            tally.scores[likelihood.METRIC] = likelihood.of_rows(found.likelihood)
-        found.figures = figures_of(found, settings)
-        rounds = speed.by_round(found.timings, settings.speed)
-        record.log_candidate(found.candidate, found.figures, rounds, tally.scores)
-    if settings.lm_eval.tasks and found.candidate.kind is Kind.packaged:
+    if settings.lm_eval.tasks:
         _run_harness(found.candidate, settings.lm_eval)
 
 

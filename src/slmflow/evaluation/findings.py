@@ -27,6 +27,7 @@ class Findings:
     likelihood: Array | None = None
     scored: Tally | None = None  # None: not yet
     figures: dict[str, Figure] = field(default_factory=dict)
+    run_id: str = ""  # of the child run
 
     @property
     def label(self) -> str:

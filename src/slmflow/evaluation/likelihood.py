@@ -3,7 +3,6 @@
 from itertools import islice
 
 import numpy as np
-from scipy.stats import bootstrap
 
 from slmflow.answering.ask import AskError
 from slmflow.config.evaluation import Score
@@ -43,6 +42,8 @@ def perplexity(measured: Array, settings: Score) -> Figure | None:
     value = _perplexity(given[:, 0], given[:, 1])
     if len(given) < 2:
         return None  # no interval, no figure
+    from scipy.stats import bootstrap  # late: it takes most of a second to import
+
     interval = bootstrap(
         (given[:, 0], given[:, 1]),
         _perplexity,

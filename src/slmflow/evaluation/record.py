@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
@@ -13,14 +14,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from mlflow import MlflowClient
-from mlflow.entities import Metric
+from mlflow.entities import Metric, Param
 
 from slmflow.config.schema import EvaluationSettings
-from slmflow.evaluation.candidates import Candidate
 from slmflow.evaluation.data.dataset import Dataset
 from slmflow.evaluation.data.log import as_mlflow
-from slmflow.evaluation.report.html import render_html
-from slmflow.evaluation.report.markdown import render_markdown
+from slmflow.evaluation.findings import Findings
 from slmflow.evaluation.results import Evaluation, Figure
 from slmflow.evaluation.scoring import Array, ScoredRow
 
@@ -49,17 +48,15 @@ def written(rows: Iterable[ScoredRow], metrics: Iterable[str], path: Path) -> It
             yield from group
 
 
-def log_candidate(
-    candidate: Candidate,
-    figures: Mapping[str, Figure],
-    rounds: Mapping[str, Sequence[float]],
-    scores: Mapping[str, Array],
-) -> None:
-    """Into the active run: what it is, what it is worth, and how that came about in series."""
-    mlflow.log_params({"uri": candidate.uri, "label": candidate.label, "digest": candidate.digest})
+def log_candidate(found: Findings, rounds: Mapping[str, Sequence[float]]) -> None:
+    """Into its run: what it is, what it is worth, and how that came about in series."""
+    candidate, client = found.candidate, MlflowClient()
+    about = {"uri": candidate.uri, "label": candidate.label, "digest": candidate.digest}
+    client.log_batch(found.run_id, params=[Param(key, value) for key, value in about.items()])
     # Under the model, too, so that its page shows what it is worth.
-    mlflow.log_metrics(_flat(figures), model_id=candidate.model_id)
-    now = mlflow.active_run().info.start_time
+    flat = _flat(found.figures)
+    mlflow.log_metrics(flat, run_id=found.run_id, model_id=candidate.model_id)
+    now = int(time.time() * 1000)
     series = [
         Metric(f"rounds/{name}", value, now, step)
         for name, values in rounds.items()
@@ -67,12 +64,11 @@ def log_candidate(
     ]
     series += [
         Metric(f"running/{name}", value, now, step)
-        for name, values in scores.items()
+        for name, values in found.tally.scores.items()
         for step, value in _running(values)
     ]
-    client, run_id = MlflowClient(), mlflow.active_run().info.run_id
     for start in range(0, len(series), 1000):  # MLflow takes no more at once
-        client.log_batch(run_id, metrics=series[start : start + 1000])
+        client.log_batch(found.run_id, metrics=series[start : start + 1000])
 
 
 def log_evaluation(evaluation: Evaluation) -> None:
@@ -94,6 +90,9 @@ def log_evaluation(evaluation: Evaluation) -> None:
 
 
 def log_report(evaluation: Evaluation) -> None:
+    from slmflow.evaluation.report.html import render_html  # late: matplotlib takes half a second
+    from slmflow.evaluation.report.markdown import render_markdown
+
     mlflow.log_text(render_html(evaluation), "report.html")
     mlflow.log_text(render_markdown(evaluation), "report.md")
     told = json.dumps(evaluation.as_json(), indent=1, default=str)

@@ -11,7 +11,6 @@ from slmflow.config.evaluation import Score
 from slmflow.evaluation.data.example import Example
 from slmflow.evaluation.metrics import Metric, score
 from slmflow.evaluation.results import FailedMetric, Figure
-from slmflow.evaluation.statistics import mean_interval
 
 MOST_VALUES = 50
 """A tag with more values than this is no slice: an id, say."""
@@ -101,5 +100,7 @@ def _hash(text: str) -> int:
 
 
 def _mean(values: Array, settings: Score) -> Figure:
+    from slmflow.evaluation.statistics import mean_interval  # late: scipy takes most of a second
+
     given = values[np.isfinite(values)]
     return mean_interval(given, settings.confidence, settings.resamples, settings.seed)

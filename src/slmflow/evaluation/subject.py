@@ -1,9 +1,9 @@
 """A candidate that is being asked: a model in a process of its own, or an endpoint."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from slmflow.answering.ask import AskError, Died, ModelProcess
 from slmflow.answering.endpoint import Endpoint
@@ -15,7 +15,6 @@ DEATHS = 5
 """How often a model's process may end before the evaluation gives up."""
 
 Row = Mapping[str, Any]
-T = TypeVar("T")
 
 
 class Subject:
@@ -29,6 +28,8 @@ class Subject:
         self._concurrency = concurrency
         self._process: ModelProcess | None = None
         self._endpoint: Endpoint | None = None
+        self._begun: list[Sequence[Row]] = []
+        self._sent = 0  # of those that were begun, to the process that runs now
         self._deaths = 0
 
     def __enter__(self) -> "Subject":
@@ -42,7 +43,7 @@ class Subject:
 
     @property
     def loaded(self) -> ModelProcess | None:
-        """The model's process; None for an endpoint."""
+        """The model's process, which may still be loading; None for an endpoint."""
         if self._candidate.kind is Kind.endpoint:
             return None
         if self._process is None:
@@ -50,18 +51,36 @@ class Subject:
             self._process = process.__enter__()
         return self._process
 
-    def answers(self, rows: Sequence[Row]) -> list[Reply]:
-        """Every row's reply, in order. A row that the model's process dies of has an error."""
+    def begin(self, rows: Sequence[Row]) -> None:
+        """Have these rows answered, after those begun before, while the caller does other work.
+
+        An endpoint begins when ``finish`` is called.
+        """
+        if self.loaded is not None and self._sent == len(self._begun):
+            with suppress(Died):  # which finish() will find out, and send it again
+                self.loaded.begin(rows)
+                self._sent += 1
+        self._begun.append(rows)
+
+    def finish(self) -> Iterator[tuple[int, Reply]]:
+        """The replies to the rows that were begun first, with their places, as they come.
+
+        A row that the model's process dies of has an error.
+        """
+        rows = self._begun.pop(0)
         if self._candidate.kind is Kind.endpoint:
             endpoint = self._connected()
-            replies = dict(endpoint.answers(rows, self._candidate.parameters, self._concurrency))
-            return [replies[index] for index in range(len(rows))]
+            yield from endpoint.answers(rows, self._candidate.parameters, self._concurrency)
+            return
+        open_rows = dict(enumerate(rows))
         try:
-            return self._of_process(lambda process: process.answers(rows))
+            for index, reply in self._finished(rows):
+                del open_rows[index]
+                yield index, reply
         except Died as death:
-            if len(rows) == 1:
-                return [Reply("", error=_last_line(death))]
-            return [reply for row in rows for reply in self.answers([row])]
+            self._bury(death)
+        for index, row in open_rows.items():
+            yield index, self._alone(row)
 
     def measure(self, texts: Sequence[str], setting: Setting) -> Measurement | str:
         """One batch, warmed up; or why it cannot be measured."""
@@ -69,11 +88,14 @@ class Subject:
             try:
                 return self._connected().measure(texts[0], setting)
             except AskError as error:
-                return str(error).splitlines()[0]
+                return _first_line(error)
+        process = self.loaded
+        assert process is not None
         try:
-            return self._of_process(lambda process: process.measure(texts, setting))
+            return process.measure(texts, setting)
         except Died as death:
-            return _last_line(death)
+            self._bury(death)
+            return _first_line(death)
 
     def memory(self) -> tuple[int | None, int | None]:
         """Peak resident memory and memory on the device, in bytes; None where unseen."""
@@ -92,22 +114,35 @@ class Subject:
     ) -> Iterator[dict[str, Any]]:
         yield from self._seen().force(pairs, against)
 
-    def _of_process(self, do: Callable[[ModelProcess], T]) -> T:
+    def _finished(self, rows: Sequence[Row]) -> Iterator[tuple[int, Reply]]:
+        process = self.loaded
+        assert process is not None
+        if not self._sent:
+            process.begin(rows)
+            self._sent += 1
+        yield from process.finish()
+        self._sent -= 1
+
+    def _alone(self, row: Row) -> Reply:
         process = self.loaded
         assert process is not None
         try:
-            return do(process)
+            return process.answers([row])[0]
         except Died as death:
-            with suppress(AskError):
-                process.__exit__(None, None, None)
-            self._process = None
-            self._deaths += 1
-            if self._deaths >= DEATHS:
-                raise AskError(
-                    f"{self._candidate.label}: its process died {DEATHS} times; what was answered "
-                    f"is kept, so the same command goes on from there. The last time: {death}"
-                ) from None
-            raise
+            self._bury(death)
+            return Reply("", error=_first_line(death))
+
+    def _bury(self, death: Died) -> None:
+        """Make room for another process. Raises ``AskError`` where too many have died."""
+        if self._process is not None:
+            self._process.__exit__(None, None, None)
+        self._process, self._sent = None, 0
+        self._deaths += 1
+        if self._deaths >= DEATHS:
+            raise AskError(
+                f"{self._candidate.label}: its process died {DEATHS} times; what was answered is "
+                f"kept, so the same command goes on from there. The last time: {death}"
+            ) from None
 
     def _connected(self) -> Endpoint:
         if self._endpoint is None:
@@ -122,5 +157,5 @@ class Subject:
         return process
 
 
-def _last_line(death: Died) -> str:
-    return str(death).strip().splitlines()[0]
+def _first_line(error: AskError) -> str:
+    return str(error).strip().splitlines()[0]
