@@ -24,6 +24,7 @@ from slmflow.tracking.registry import find_version
 ENDPOINT = "openai:"
 OUR_CODE = Path("code/slmflow/served/packaged.py")
 UNSTABLE_FILES = ("MLmodel", "registered_model_meta")
+ID_LENGTH = 10  # of a logged model, in its label: m- and eight digits
 SAMPLING = "temperature", "seed"
 
 
@@ -171,5 +172,7 @@ def _label(candidate: Candidate, alone: bool) -> str:
     if candidate.kind is Kind.endpoint:
         return candidate.uri.removeprefix(f"{ENDPOINT}/")
     short = candidate.uri.removeprefix("models:/")
+    if short.startswith("m-"):  # a logged model, by its id
+        short = short[:ID_LENGTH]
     version = f"v{candidate.version}" if alone and candidate.version else short
     return f"{candidate.runtime} {version}" if candidate.runtime else short

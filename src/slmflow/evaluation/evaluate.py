@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Thread
 from typing import Any
 
 import mlflow
@@ -73,6 +74,8 @@ def evaluate_models(
             candidates = resolve(uris, parameters, study.scratch / "models")
             told.append(", ".join(candidate.label for candidate in candidates))
         every = [_begin(candidate, study, stack) for candidate in candidates]
+        if not settings.speed.rounds:  # else it would be heard in the first measurement
+            Thread(target=_import_what_follows, daemon=True).start()  # while the model loads
         for number in range(max(1, settings.speed.rounds)):
             _round(number, every, study)
         for found in every:
@@ -114,17 +117,15 @@ def _round(number: int, every: Sequence[Findings], study: _Study) -> None:
             if number == 0:
                 with open_child(found.label) as run:
                     found.run_id = run.info.run_id
-                    _import_what_follows(subject)
                     _ask(found, subject, study)
                     if found.candidate.kind is Kind.packaged:
                         _look_into(found, every, subject, study)
 
 
-def _import_what_follows(subject: Subject) -> None:
-    """While the model loads: two seconds of the libraries that statistics and report need."""
-    if subject.loaded is not None:
-        for name in ("evaluation.statistics", "evaluation.report.html"):
-            import_module(f"slmflow.{name}")
+def _import_what_follows() -> None:
+    """The libraries that statistics and report need take two seconds."""
+    for name in ("statistics", "report.html"):
+        import_module(f"slmflow.evaluation.{name}")
 
 
 def _ask(found: Findings, subject: Subject, study: _Study) -> None:
