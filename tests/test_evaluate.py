@@ -18,6 +18,7 @@ from mlflow.entities import Run
 from tests.conftest import ROOT, Packaged, Workplace
 from tests.foreign import save_chat_model, save_text_model
 from tests.server import Server
+from tests.tracking_server import tracking_server
 
 CANDIDATE = "models:/phi3-demo@candidate-custom_onnx-cpu"
 REFERENCE = "models:/phi3-demo/1"
@@ -275,6 +276,25 @@ def test_a_refused_candidate_ends_with_2_and_names_what_failed(scratch: Workplac
     assert version.tags["gate.decision"] == "refused"
     champion = scratch.client.get_model_version_by_alias("phi3-demo", "champion-cpu")
     assert str(champion.version) == "1", "the incumbent, which was evaluated beside it"
+
+
+def test_everything_goes_through_a_tracking_server(scratch: Workplace, tmp_path: Path) -> None:
+    with tracking_server(scratch, tmp_path) as address:
+        remote = Workplace(scratch.folder, {**scratch.environment, "MLFLOW_TRACKING_URI": address})
+        chosen = [f"models=[{REFERENCE}]", "data.limit=3", *BRIEF, *GATE, "promote=true"]
+        result = remote.script("evaluate", *chosen)
+        assert result.returncode == 0, result.stderr
+        run = newest_run(remote)
+        place = f"{address}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+        assert f"{place}/artifacts/report.html" in result.stdout
+        assert evaluation(remote)["dataset"]["rows"] == 3
+        child = newest_run(remote, "transformers_pipeline v1")
+        traces = remote.client.search_traces(
+            locations=[run.info.experiment_id], run_id=child.info.run_id
+        )
+        assert [trace.data.response for trace in traces].count('"Kuwait"') == 1
+        champion = remote.client.get_model_version_by_alias("phi3-demo", "champion-cpu")
+        assert str(champion.version) == "1"
 
 
 def test_promote_without_a_gate_is_refused(scratch: Workplace) -> None:

@@ -3,9 +3,6 @@
 import multiprocessing
 import os
 import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,16 +13,15 @@ from typing import Any
 
 import mlflow
 import pytest
-import requests
 from hypothesis import given
 from hypothesis import strategies as st
 from mlflow.tracking import MlflowClient
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from slmflow.errors import TrackingError
 from slmflow.tracking.promotion import TAG_LENGTH, incumbent, promote, record
 from slmflow.tracking.tickets import Ticket, last_winner, winner_beside
 from tests.conftest import make_workplace
+from tests.tracking_server import tracking_server
 
 PATIENCE = 120  # seconds; a guard against hanging, no promise of speed
 SPAWN = multiprocessing.get_context("spawn")
@@ -42,31 +38,8 @@ def sqlite_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 def server_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("server")
     workplace = make_workplace(folder, folder)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--backend-store-uri", workplace.tracking_uri, "--workers", "2"]
-    command += ["--artifacts-destination", str(folder / "artifacts")]
-    environment = {**workplace.environment, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (folder / "log").open("w") as log:
-        server = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log)
-        try:
-            _wait_until_healthy(f"http://127.0.0.1:{port}/health")
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            server.terminate()
-            server.wait(PATIENCE)
-
-
-def _wait_until_healthy(address: str) -> None:
-    for attempt in Retrying(
-        retry=retry_if_exception_type(requests.RequestException),
-        stop=stop_after_delay(PATIENCE),
-        wait=wait_fixed(0.2),
-    ):
-        with attempt:
-            requests.get(address, timeout=5).raise_for_status()
+    with tracking_server(workplace, folder, workers=2) as address:
+        yield address
 
 
 @pytest.fixture(params=["server", "sqlite"])

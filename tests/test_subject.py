@@ -150,6 +150,6 @@ def test_a_model_that_dies_as_it_is_loaded_is_not_tried_again(tmp_path: Path) ->
     (tmp_path / "model" / "foreign_text.py").write_text("import os\nos._exit(9)")
     with (
         Subject(candidate(uri, tmp_path), 1) as subject,
-        pytest.raises(AskError, match="exit code 9(.|\n)*while it was loaded"),
+        pytest.raises(AskError, match=r"(?s)exit code 9.*while it was loaded"),
     ):
         answers(subject, [SPAIN])

@@ -100,9 +100,13 @@ def log_report(evaluation: Evaluation) -> None:
 
 
 def report_place() -> str:
-    """Where a person finds the report: a path where artifacts lie on this machine."""
-    uri: str = mlflow.get_artifact_uri("report.html")
-    return uri.removeprefix("file://")
+    """Where a person finds the report: a page of the tracking server, or a path."""
+    run, uri = mlflow.active_run(), mlflow.get_tracking_uri()
+    if run is not None and uri.startswith("http"):
+        server = re.sub(r"//[^/@]+@", "//", uri).rstrip("/")  # without user name and password
+        place = f"experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+        return f"{server}/#/{place}/artifacts/report.html"
+    return str(mlflow.get_artifact_uri("report.html")).removeprefix("file://")
 
 
 def key(label: str) -> str:
