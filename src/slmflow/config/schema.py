@@ -211,12 +211,18 @@ class EvaluationSettings:
 
 
 @dataclass
-class EvaluateConfig(EvaluationSettings):
-    """Of the entry point evaluate."""
+class Versions:
+    """Which of the registered versions: those of a model, for a task and a hardware."""
 
     model: Model = MISSING
     task: Task = MISSING
     hardware: Hardware = MISSING
+
+
+@dataclass
+class EvaluateConfig(EvaluationSettings, Versions):
+    """Of the entry point evaluate."""
+
     search: SearchOptions | None = None  # null: as each model was packaged
     models: list[str] = field(default_factory=list)  # URIs; none: the newest of each kind
 

@@ -61,8 +61,8 @@ def _show_trouble(evaluation: Evaluation) -> None:
         if unanswered is not None:
             console.prose(unanswered)
         for name, failed in candidate.failed_metrics.items():
-            rows = f"{failed.rows} rows of {candidate.label}"
-            console.prose(f"{name} failed on {rows}, which are left out: {failed.message}")
+            rows = f"{failed.rows} row{'s' * (failed.rows > 1)} of {candidate.label}"
+            console.prose(f"{name} failed on {rows}, left out of its mean: {failed.message}")
 
 
 def _show_rows(rows: Sequence[Row]) -> None:
