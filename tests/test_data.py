@@ -778,5 +778,5 @@ def test_the_config_of_a_shipped_set_leads_to_it(name: str) -> None:
         for file in (PROJECT_ROOT / "conf/data").glob("*.yaml")
         if (loaded := yaml.safe_load(file.read_text("utf-8")))["path"] == f"demo/{name}.jsonl"
     ]
-    dataset = open_dataset(config["name"], config["path"], config["limit"], None)
+    dataset = open_dataset(name, config["path"], config["limit"], None)
     assert len(list(dataset)) == (config["limit"] or dataset.of)

@@ -97,7 +97,7 @@ def test_the_report_lies_with_the_run(packaged: Packaged) -> None:
     assert "custom_onnx v2" in page
     assert run.info.run_id in page
     assert "custom_onnx v2" in artifact(workplace, run, "report.md").read_text("utf-8")
-    assert run.inputs.dataset_inputs[0].dataset.name == "demo_heldout"
+    assert run.inputs.dataset_inputs[0].dataset.name == "heldout"
 
 
 def test_by_default_the_newest_of_each_kind_are_compared(scratch: Workplace) -> None:
@@ -121,7 +121,7 @@ def test_a_second_evaluation_of_the_same_asks_nothing(scratch: Workplace) -> Non
     asked = (f"models=[{CANDIDATE}]", "data.limit=3", "search=sample", *BRIEF)
     scratch.script("evaluate", *asked)
     result = scratch.script("evaluate", *asked)
-    assert "3 answers are from before" in result.stdout
+    assert "3 from before" in result.stdout
     result = scratch.script("evaluate", *asked, "search.seed=null")
     result = scratch.script("evaluate", *asked, "search.seed=null")
     assert "from before" not in result.stdout, "what is drawn anew each time is not repeated"
@@ -134,6 +134,23 @@ def test_a_uri_that_names_no_model_is_told_in_one_message(scratch: Workplace, ur
     assert "Traceback" not in result.stderr
     assert result.stderr.count("error: ") == 1
     assert "models:/NAME/VERSION" in result.stderr
+
+
+def test_rows_without_references_are_evaluated_by_what_they_have(
+    scratch: Workplace, tmp_path: Path
+) -> None:
+    data = tmp_path / "prompts.jsonl"
+    rows = [{"prompt": "What is the capital of Spain?", "regex": "^M"}, {"prompt": "Hello"}]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = scratch.script(
+        "evaluate", f"models=[{CANDIDATE}]", f"data.path={data}", "speed=none", "parity.rows=0"
+    )
+    assert result.returncode == 0, result.stderr
+    assert evaluation(scratch)["dataset"]["name"] == "prompts"
+    figures = evaluation(scratch)["candidates"][0]["figures"]
+    assert figures["correct"]["rows"] == 1
+    assert "reference_log_likelihood" not in figures
+    assert "correct applies to 1 of the 2 rows" in " ".join(result.stdout.split())
 
 
 def test_models_of_others_are_compared_by_their_answers(scratch: Workplace, tmp_path: Path) -> None:
@@ -207,7 +224,7 @@ def test_an_evaluation_killed_half_way_goes_on_where_it_was(
     assert 20 <= answered < 400, "it was killed in the middle"
     result = Workplace(scratch.folder, environment).run(command)
     assert result.returncode == 0, result.stderr
-    assert f"{answered} answers are from before" in result.stdout
+    assert f"{answered} from before" in result.stdout
     assert evaluation(scratch)["dataset"]["rows"] == 400
 
 
@@ -295,6 +312,16 @@ def test_everything_goes_through_a_tracking_server(scratch: Workplace, tmp_path:
         assert [trace.data.response for trace in traces].count('"Kuwait"') == 1
         champion = remote.client.get_model_version_by_alias("phi3-demo", "champion-cpu")
         assert str(champion.version) == "1"
+
+
+def test_what_a_gate_can_never_judge_is_refused_before_anything_runs(scratch: Workplace) -> None:
+    result = scratch.script("evaluate", f"models=[{CANDIDATE}]", "gate=standard", "speed=none")
+    assert result.returncode == 1
+    assert "speed=standard" in result.stderr
+    scratch.client.set_registered_model_alias("phi3-demo", "champion-cpu", "1")
+    result = scratch.script("evaluate", f"models=[{REFERENCE}]", "gate=standard")
+    assert result.returncode == 1
+    assert "models:/phi3-demo/1 is the champion itself" in result.stderr
 
 
 def test_promote_without_a_gate_is_refused(scratch: Workplace) -> None:

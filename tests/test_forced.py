@@ -396,7 +396,7 @@ def test_a_broken_chat_template_alone_is_told_from_the_weights(
     assert found.top1_agreement == 1
     assert "template differs: 30 of 30 prompts" in found.words
     assert "<|end|>" in found.words
-    assert "agree on the likeliest token in 100 % of" in found.words
+    assert "agree on the likeliest token in 100% of" in found.words
     assert "the template alone is the fault" in found.words
 
 

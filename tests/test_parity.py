@@ -107,7 +107,7 @@ def test_a_template_is_shown_where_the_prompts_part() -> None:
     assert "1 of 1 prompts are rendered otherwise" in found.words
     assert r'"…xxxxxxxxxxxxxxxxx<|end|>\n<|assistant|>\nxxxxxxxxx…" by the reference' in found.words
     assert '"…xxxxxxxxxxxxxxxxx<|end|><|assistant|>xxxxxxxxxxx…" by the candidate' in found.words
-    assert "weights agree on the likeliest token in 100 % of 4 tokens" in found.words
+    assert "weights agree on the likeliest token in 100% of 4 tokens" in found.words
     assert "so the template alone is the fault" in found.words
 
 
@@ -115,7 +115,7 @@ def test_a_template_and_weights_that_both_differ_are_both_told() -> None:
     found = compared([row("a")], [row("b")], [OTHER])
     assert found.cause is Cause.template
     assert "weights differ as well" in found.words
-    assert "75 % of 4 tokens (KL divergence 0.1 nats a token, 0.3 at most)" in found.words
+    assert "75% of 4 tokens (KL divergence 0.1 nats a token, 0.3 at most)" in found.words
     assert (found.top1_agreement, found.kl_mean, found.kl_max) == (0.75, 0.1, 0.3)
 
 
@@ -147,7 +147,7 @@ def test_weights_are_told_with_their_distance_and_what_came_of_it() -> None:
     reference = [row(), row(answer="Yes")]
     found = compared(reference, [row(), row(answer="Yet")], [SAME, OTHER])
     assert found.cause is Cause.weights
-    assert "likeliest token in 87.5 % of 8 tokens (KL divergence 0.05 nats a token" in found.words
+    assert "likeliest token in 87.5% of 8 tokens (KL divergence 0.05 nats a token" in found.words
     assert '1 of 2 answers differ, first to "question 1"' in found.words
     assert found.example == ("Yes", "Yet")
     assert found.first_divergence == 2
@@ -173,7 +173,7 @@ def test_rounding_is_no_difference_as_long_as_the_likeliest_tokens_agree(
 
 def test_all_but_one_of_many_tokens_is_not_100_percent() -> None:
     found = compared([row()], [row()], [Forced(100_000, 99_999, 0.0, 0.0)])
-    assert "99.9 % of 100000 tokens" in found.words
+    assert "99.9% of 100000 tokens" in found.words
 
 
 def test_the_search_is_left_where_all_before_it_agrees() -> None:

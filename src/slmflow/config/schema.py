@@ -160,7 +160,7 @@ class Hardware:
 
 @dataclass
 class Data:
-    name: str = MISSING
+    name: str | None = None  # null: as the file, folder or dataset is called
     path: str = MISSING  # file, folder or mlflow:DATASET; relative: from the repository's root
     limit: int | None = None  # rows; null: all
     seed: int | None = None  # of the sample of limit rows; null: the first ones

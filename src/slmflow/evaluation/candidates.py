@@ -68,6 +68,11 @@ def resolve(uris: Sequence[str], parameters: Mapping[str, Any], downloads: Path)
     found = [_resolve(uri, parameters, downloads / str(i)) for i, uri in enumerate(uris)]
     names = {candidate.name for candidate in found}
     labels = [_label(candidate, alone=len(names) == 1) for candidate in found]
+    # Two folders can have one name.
+    labels = [
+        label if labels.count(label) == 1 else candidate.uri.removeprefix("models:/")
+        for label, candidate in zip(labels, found, strict=True)
+    ]
     if len(set(labels)) < len(labels):
         twice = next(label for label in labels if labels.count(label) > 1)
         raise AskError(f"{twice} is given twice; each model is compared once")
@@ -171,6 +176,8 @@ def _repeatable(about: Mapping[str, Any], parameters: Mapping[str, Any]) -> bool
 def _label(candidate: Candidate, alone: bool) -> str:
     if candidate.kind is Kind.endpoint:
         return candidate.uri.removeprefix(f"{ENDPOINT}/")
+    if Path(candidate.uri).is_dir():
+        return Path(candidate.uri).name
     short = candidate.uri.removeprefix("models:/")
     if short.startswith("m-"):  # a logged model, by its id
         short = short[:ID_LENGTH]

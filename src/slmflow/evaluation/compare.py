@@ -43,18 +43,18 @@ def ratios(
     candidate_rounds: Mapping[str, Sequence[float]],
     reference_rounds: Mapping[str, Sequence[float]],
 ) -> dict[str, Figure]:
-    """Speeds paired by round; sizes as they are."""
+    """Of the figures as they are shown; of speeds, between the extremes of the paired rounds."""
     from slmflow.evaluation.statistics import ratio
 
-    found = {
-        name: ratio(values, reference_rounds[name])
-        for name, values in candidate_rounds.items()
-        if len(values) == len(reference_rounds.get(name, ()))
-    }
-    for name in SIZES:
-        if name in candidate and name in reference and reference[name].value:
-            value = candidate[name].value / reference[name].value
-            found[name] = Figure(value, value, value)
+    both = [name for name in candidate if name in reference and reference[name].value]
+    values = {name: candidate[name].value / reference[name].value for name in both}
+    exact = [name for name in SIZES if name in values]
+    found = {name: Figure(values[name], values[name], values[name]) for name in exact}
+    for name in candidate_rounds.keys() & reference_rounds.keys() & values.keys():
+        if len(candidate_rounds[name]) == len(reference_rounds[name]):
+            paired = ratio(candidate_rounds[name], reference_rounds[name])
+            value = values[name]
+            found[name] = Figure(value, min(paired.low, value), max(paired.high, value))
     return found
 
 

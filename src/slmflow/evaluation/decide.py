@@ -6,12 +6,25 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from slmflow import console
+from slmflow.config.evaluation import SpeedSettings
 from slmflow.config.gate import Gate
 from slmflow.errors import ConfigError
 from slmflow.evaluation.gate import judge
 from slmflow.evaluation.results import ConditionOutcome, Evaluation, GateOutcome
+from slmflow.evaluation.speed import MEASURED
 from slmflow.tracking import promotion
 from slmflow.tracking.registry import find_version
+
+
+def check_measured(gate: Gate, speed: SpeedSettings) -> None:
+    """Raise ``ConfigError`` for a condition on what will not be measured."""
+    unmeasured = [name for name in gate.conditions if name in MEASURED]
+    if unmeasured and not speed.rounds:
+        name = unmeasured[0]
+        raise ConfigError(
+            f"gate.conditions.{name} needs a measured speed, and speed.rounds is 0; choose "
+            f"speed=standard, or take the condition out: ~gate.conditions.{name}"
+        )
 
 
 def with_incumbent(uris: Sequence[str], alias: str, promote: bool) -> tuple[list[str], str | None]:
@@ -41,7 +54,10 @@ def with_incumbent(uris: Sequence[str], alias: str, promote: bool) -> tuple[list
         uri: uri if version is None else f"models:/{version.name}/{version.version}"
         for uri, version in versions.items()
     }
-    return [incumbent, *(uri for uri in uris if pinned[uri] != incumbent)], incumbent
+    others = [uri for uri in uris if pinned[uri] != incumbent]
+    if not others:
+        raise ConfigError(f"{incumbent} is the champion itself; give models=... to judge beside it")
+    return [incumbent, *others], incumbent
 
 
 def decide(evaluation: Evaluation, gate: Gate, alias: str, incumbent: str | None) -> Evaluation:

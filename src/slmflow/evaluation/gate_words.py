@@ -19,7 +19,7 @@ def asked(metric: str, kind: str, bound: float, alias: str) -> str:
 
 
 def found(kind: str, figure: Figure) -> str:
-    """``it falls by up to 0.11``: the end of the interval that is judged."""
+    """``it may fall by up to 0.11``: the end of the interval that is judged."""
     least = kind.endswith("at_least")
     judged = figure.low if least else figure.high
     if kind.startswith("change"):
@@ -34,11 +34,12 @@ def found(kind: str, figure: Figure) -> str:
 def _change(judged: float, least: bool, exact: bool) -> str:
     if judged == 0:
         return "it does not change" if exact else f"it does not {'fall' if least else 'rise'}"
-    verb = "rises" if judged > 0 else "falls"
+    verb = "rise" if judged > 0 else "fall"
     if exact:
-        return f"it {verb} by {number(abs(judged))}"
-    is_worse = (judged < 0) == least
-    return f"it {verb} by {'up to' if is_worse else 'at least'} {number(abs(judged))}"
+        return f"it {verb}s by {number(abs(judged))}"
+    if (judged < 0) == least:  # the worse end of what it may be
+        return f"it may {verb} by up to {number(abs(judged))}"
+    return f"it {verb}s by at least {number(abs(judged))}"
 
 
 def _end(least: bool) -> str:
@@ -47,4 +48,4 @@ def _end(least: bool) -> str:
 
 def number(value: float) -> str:
     """Enough digits to tell it from its bound, none that only distract."""
-    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+    return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.4g}"

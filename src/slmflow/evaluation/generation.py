@@ -62,7 +62,7 @@ class Answers:
         while begun:
             yield from self._finished(begun.popleft(), subject, bar)
         if reused:
-            bar.details.append(f"{reused} answers are from before")
+            bar.details.append(f"{reused} from before")
 
     def __iter__(self) -> Answered:
         """The same again, from disk."""

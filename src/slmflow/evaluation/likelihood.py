@@ -17,12 +17,14 @@ METRIC = "reference_log_likelihood"
 
 def measure(subject: Subject, dataset: Dataset, rows: int) -> Array | None:
     """Nats and tokens, ``[len(dataset), 2]``; NaN for rows without a reference and those behind
-    ``rows``. None where the candidate does not show its logits."""
+    ``rows``. None where no row has one, or the candidate does not show its logits."""
     asked = [
         (index, example.request, example.references[0])
         for index, example in enumerate(islice(dataset, rows))
         if example.references and example.references[0]
     ]
+    if not asked:
+        return None
     found = np.full((len(dataset), 2), np.nan)
     try:
         told = subject.likelihood([(request, reference) for _, request, reference in asked])

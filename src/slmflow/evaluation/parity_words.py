@@ -1,7 +1,6 @@
 """The cause of a difference in plain words, with the evidence; see ``parity.py``."""
 
 import json
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -114,9 +113,9 @@ def _unseen_words(evidence: "Evidence") -> str:
 
 
 def _agreement(total: "Forced") -> str:
-    share = math.floor(1000 * total.agreement) / 10  # 100 % is all of them
+    share = 100 if total.agreement == 1 else min(99.9, round(100 * total.agreement, 1))
     return (
-        f"the weights agree on the likeliest token in {share:g} % of {total.tokens} tokens "
+        f"the weights agree on the likeliest token in {share:g}% of {total.tokens} tokens "
         f"(KL divergence {total.kl_mean:.2g} nats a token, {total.kl_max:.2g} at most)"
     )
 

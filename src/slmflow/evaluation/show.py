@@ -32,6 +32,9 @@ def show_evaluation(evaluation: Evaluation) -> None:
         console.prose(f"{comparison.label} and {comparison.reference}: same answer to {same}")
         if comparison.parity is not None:
             console.prose(comparison.parity.words)
+    timed = any(one.speed is not None for one in evaluation.candidates)
+    if timed and words.rounds(evaluation) == words.ONE_ROUND:
+        console.prose(f"{words.ONE_ROUND} speed=standard measures three.")
     _show_trouble(evaluation)
     _show_rows(evaluation.disagreements)
     if evaluation.decision is not None:
@@ -54,6 +57,10 @@ def _row(candidate: CandidateResult, names: Sequence[str]) -> list[str]:
 
 
 def _show_trouble(evaluation: Evaluation) -> None:
+    primary = evaluation.candidates[0].figures.get(evaluation.primary)
+    if primary is not None and primary.rows not in (None, evaluation.dataset.rows):
+        rows = f"{primary.rows} of the {evaluation.dataset.rows} rows"
+        console.prose(f"{evaluation.primary} applies to {rows}; the others have no answer to check")
     for said in words.not_measured(evaluation):
         console.prose(said)
     for candidate in evaluation.candidates:
@@ -71,6 +78,6 @@ def _show_rows(rows: Sequence[Row]) -> None:
         console.heading("answered differently, for example")
     for row in rows[:SHOWN_ROWS]:
         reference = f" ({row.references[0]})" if row.references else ""
-        console.note(f"{units.clip(row.question, 200)}{reference}")
+        console.prose(f"{units.clip(row.question, 200)}{reference}")
         for label, answer in row.answers.items():
             console.note(f"  {label}: {units.clip(answer, 200)}")

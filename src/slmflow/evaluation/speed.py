@@ -16,6 +16,15 @@ from slmflow.evaluation.data.dataset import open_dataset
 from slmflow.evaluation.results import Figure, Speed, SpeedPoint
 from slmflow.evaluation.subject import Subject
 
+MEASURED = frozenset(
+    {
+        *("tokens_per_second", "prefill_tokens_per_second", "decode_tokens_per_second"),
+        *("first_token_seconds", "inter_token_seconds", "load_seconds"),
+        *("peak_memory_bytes", "device_memory_bytes"),
+    }
+)
+"""The figures that are there only where speed is measured."""
+
 Round = dict[Setting, list[Measurement]]
 
 

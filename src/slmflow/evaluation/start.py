@@ -8,7 +8,8 @@ from slmflow import console
 from slmflow.config.schema import Data, EvaluateConfig, MainConfig
 from slmflow.evaluation.candidates import check_addresses
 from slmflow.evaluation.data.dataset import Dataset, open_dataset
-from slmflow.evaluation.decide import carry_out, decide, with_incumbent
+from slmflow.evaluation.data.origin import MLFLOW
+from slmflow.evaluation.decide import carry_out, check_measured, decide, with_incumbent
 from slmflow.evaluation.evaluate import evaluate_models
 from slmflow.evaluation.gate import GateRefused
 from slmflow.evaluation.record import log_evaluation, log_report, report_place
@@ -21,7 +22,8 @@ __all__ = ["check_addresses", "compare", "demand_one_that_passed", "open_data", 
 
 def open_data(data: Data) -> Dataset:
     """Raises ``DataError`` with every bad row."""
-    return open_dataset(data.name, data.path, data.limit, data.seed)
+    name = data.name or Path(data.path.removeprefix(MLFLOW)).stem
+    return open_dataset(name, data.path, data.limit, data.seed)
 
 
 def compare(
@@ -34,6 +36,7 @@ def compare(
     alias = champion_of(config.hardware.target.value, config.task.name.value)
     incumbent = None
     if config.gate is not None:
+        check_measured(config.gate, config.speed)
         uris, incumbent = with_incumbent(uris, alias, config.promote)
     prompts = PROJECT_ROOT / Path(config.speed.prompts).expanduser()
     evaluation = evaluate_models(uris, dataset, config, parameters, prompts)

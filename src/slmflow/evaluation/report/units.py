@@ -99,6 +99,8 @@ def _scale(name: str, value: float) -> tuple[float, str]:
     if is_share(name):
         return 100, "%"
     if name.endswith("_seconds"):
+        if 0 < abs(value) < 1e-4:
+            return 1e6, " \N{MICRO SIGN}s"
         return (1000, " ms") if abs(value) < 1 else (1, " s")
     if name.endswith("_bytes"):  # powers of 1000, as disks are sold
         steps = ((1e9, " GB"), (1e6, " MB"), (1e3, " kB"), (1.0, " B"))

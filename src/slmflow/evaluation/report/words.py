@@ -32,7 +32,11 @@ BOXES = (
     "Dot: median. Thick: the middle half of the measurements. Thin: from the fastest to the 99th "
     "percentile."
 )
-COLUMNS = "first: seconds until the first token; next: seconds from one token to the next."
+COLUMNS = (
+    "first: seconds until the first token, what the runtime sets up for a request included; "
+    "prefill: the prompt's tokens over that time. next: seconds from one token to the next; "
+    "decode: tokens over all of that time, so that a stall counts there which p50 leaves out."
+)
 PARETO = (
     "The larger a mark, the more memory at its peak; a hollow one was not measured. The dashed "
     "line joins the candidates that no other beats in both."
@@ -91,7 +95,8 @@ def verdict(difference: Difference) -> str:
     if difference.verdict is Verdict.too_few_rows:
         needed = difference.rows_needed
         more = f": about {units.count(needed)} would be needed" if needed else ""
-        return f"too few rows to tell{more}"
+        evidence = units.p_value(difference.p_value)
+        return f"too few rows to tell{f', {evidence}' if evidence else ''}{more}"
     evidence = units.p_value(difference.p_value)
     return ", ".join(filter(None, [difference.verdict.value, evidence]))
 
@@ -201,7 +206,8 @@ def _costs(comparison: Comparison) -> list[str]:
     """Speed and memory; where memory was not seen, the size."""
     said = []
     for name, other, same in (
-        ("decode_tokens_per_second", "is {} as fast", "is about as fast"),
+        ("decode_tokens_per_second", "decodes {} as fast", "decodes about as fast"),
+        ("first_token_seconds", "takes {} the time to the first token", ""),
         ("peak_memory_bytes", "needs {} the memory", "needs about as much memory"),
         ("size_bytes", "has {} the size", "is about as large"),
     ):
@@ -210,7 +216,7 @@ def _costs(comparison: Comparison) -> list[str]:
             continue
         shown = units.ratio(figure.value)
         if figure.low <= 1 <= figure.high or shown == units.ratio(1):
-            said.append(same)
+            said += [same] if same else []
         else:
             said.append(other.format(shown))
     return said
