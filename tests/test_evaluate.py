@@ -298,13 +298,13 @@ def test_a_refused_candidate_ends_with_2_and_names_what_failed(scratch: Workplac
 def test_everything_goes_through_a_tracking_server(scratch: Workplace, tmp_path: Path) -> None:
     with tracking_server(scratch, tmp_path) as address:
         remote = Workplace(scratch.folder, {**scratch.environment, "MLFLOW_TRACKING_URI": address})
-        chosen = [f"models=[{REFERENCE}]", "data.limit=3", *BRIEF, *GATE, "promote=true"]
+        chosen = [f"models=[{REFERENCE}]", "data.limit=20", *BRIEF, *GATE, "promote=true"]
         result = remote.script("evaluate", *chosen)
         assert result.returncode == 0, result.stderr
         run = newest_run(remote)
         place = f"{address}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
         assert f"{place}/artifacts/report.html" in result.stdout
-        assert evaluation(remote)["dataset"]["rows"] == 3
+        assert evaluation(remote)["dataset"]["rows"] == 20
         child = newest_run(remote, "transformers_pipeline v1")
         traces = remote.client.search_traces(
             locations=[run.info.experiment_id], run_id=child.info.run_id

@@ -158,7 +158,7 @@ def test_evaluate_without_models_says_what_to_run(workplace: Workplace) -> None:
 
 def test_a_dataset_with_bad_rows_lists_them(workplace: Workplace, tmp_path: Path) -> None:
     data = tmp_path / "bad.jsonl"
-    data.write_text('{"prompt": "a", "references": ["b"]}\nnonsense\n{"prompt": "c"}\n')
+    data.write_text('{"prompt": "a", "references": ["b"]}\nnonsense\n{"prompt": 5}\n')
     result = workplace.script("evaluate", f"data.path={data}")
     assert result.returncode == 1
     assert "line 2" in result.stderr

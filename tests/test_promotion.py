@@ -20,12 +20,19 @@ from mlflow.tracking import MlflowClient
 from slmflow.errors import TrackingError
 from slmflow.tracking.promotion import TAG_LENGTH, incumbent, promote, record
 from slmflow.tracking.tickets import Ticket, last_winner, winner_beside
-from tests.conftest import make_workplace
+from tests.conftest import ROOT, make_workplace
 from tests.tracking_server import tracking_server
 
 PATIENCE = 120  # seconds; a guard against hanging, no promise of speed
 SPAWN = multiprocessing.get_context("spawn")
 ALIAS = "champion-cpu"
+
+
+@pytest.fixture(autouse=True)
+def this_slmflow_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models that other tests loaded in this process have put theirs first, also for processes
+    that are spawned."""
+    monkeypatch.syspath_prepend(str(ROOT / "src"))
 
 
 @pytest.fixture(scope="module")
