@@ -287,15 +287,15 @@ class _Foreign:
         }
 
     def likelihood(self, row: dict[str, Any], reference: str) -> Event:
-        raise NotImplementedError("its logits cannot be seen")
+        raise ValueError("its logits cannot be seen")
 
     def observe(
         self, rows: list[dict[str, Any]], new_tokens: int, save: str | None
     ) -> Iterator[Event]:
-        raise NotImplementedError("its prompts cannot be seen")
+        raise ValueError("its prompts cannot be seen")
 
     def force(self, pairs: list[list[list[int]]], against: Path) -> Iterator[Event]:
-        raise NotImplementedError("its logits cannot be seen")
+        raise ValueError("its logits cannot be seen")
 
     def _reply(self, row: dict[str, Any]) -> dict[str, Any]:
         try:
