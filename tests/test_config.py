@@ -16,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from slmflow import machine
-from slmflow.config.arguments import quoted, to_overrides
+from slmflow.config.arguments import quoted, sweeps, to_overrides
 from slmflow.config.explain import explain, is_config_error
 from slmflow.config.load import typed
 from slmflow.config.schema import DTYPES, PRECISIONS, Device, Provider, Target
@@ -32,6 +32,7 @@ OPTIONS = sorted(
 GROUPS = sorted({group for group, _ in OPTIONS})
 PACKAGING_GROUPS = {"model", "task", "search", "hardware"}
 CHAT_ONLY = {"main", "transformers_pipeline"}
+NEEDED = {"predict": ("input=prompts.jsonl", "output=answers")}  # that have no default
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -45,7 +46,8 @@ def composer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def config_of(entry_point: str, *overrides: str) -> Any:
-    return typed(compose(entry_point, overrides=list(overrides)))
+    given = [*NEEDED.get(entry_point, ()), *overrides]
+    return typed(compose(entry_point, overrides=given))
 
 
 def refusal_of(entry_point: str, *overrides: str) -> str:
@@ -142,7 +144,7 @@ def test_hardware_auto_is_the_target_that_this_machine_has(
 
 def test_groups_that_entry_points_share_have_one_default() -> None:
     shared = {name: defaults_of(name) for name in ENTRY_POINTS}
-    for name in ("evaluate", "serve"):
+    for name in ("evaluate", "serve", "predict"):
         assert shared[name].pop("search") is None  # each model as it was packaged
     assert shared["main"].pop("speed") == "quick"  # a first impression
     for group in GROUPS:
@@ -381,3 +383,47 @@ def test_a_text_that_hydra_would_take_apart_is_one_text_when_quoted(text: str) -
 def test_a_typed_text_reaches_the_config_as_it_was_typed(question: str) -> None:
     overrides = to_overrides(["--model.probe.question", question])
     assert config_of("main", *overrides).model.probe.question == question
+
+
+@pytest.mark.parametrize(
+    ("overrides", "swept"),
+    [
+        (["search.temperature=0.0,0.4"], True),
+        (["search.temperature=0.0"], False),
+        (["hardware.threads=range(1,4)"], True),
+        (["search=glob(*)"], True),
+        (["search=choice(greedy,sample)"], True),
+        (["sweep=precision"], True),
+        (["sweep.resume=0123"], True),
+        (["sweep.resume=never"], False),
+        (["sweep.objectives=[correct,size_bytes]"], False),
+        (["speed.batch_sizes=[1,8]"], False),
+        (["model.probe.question='Hi, who?'"], False),
+        (["models=['models:/a/1','models:/a/2']"], False),
+        (["--multirun", "search.temperature=0.0,0.4"], False),  # said already
+        (["--cfg", "job", "search.temperature=0.0,0.4"], False),
+    ],
+)
+def test_more_than_one_value_makes_a_sweep(overrides: list[str], swept: bool) -> None:
+    assert sweeps(overrides) is swept
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("sweep.trials=0", "sweep.trials is 0; allowed: 1 or more"),
+        ("sweep.timeout=0", "sweep.timeout is 0.0; allowed: seconds above 0, or null"),
+        ("sweep.seed=-1", "sweep.seed is -1"),
+        ("sweep.objectives=[]", "sweep.objectives is empty"),
+        ("sweep.prune=true", "sweep.prune=true needs sweep.strategy=tpe"),
+        ("sweep.strategy=random", "grid"),
+    ],
+)
+def test_what_a_sweep_cannot_be_is_told(override: str, told: str) -> None:
+    assert told in refusal_of("main", override)
+
+
+def test_pruning_needs_one_objective() -> None:
+    asked = ("sweep.strategy=tpe", "sweep.prune=true")
+    assert "needs one objective, and there are 4" in refusal_of("main", *asked)
+    assert config_of("main", *asked, "sweep.objectives=[correct]").sweep.prune

@@ -8,6 +8,7 @@ import signal
 import sys
 import warnings
 from contextlib import suppress
+from dataclasses import fields
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -15,14 +16,25 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from slmflow.config.arguments import to_overrides
+from slmflow.config.arguments import sweeps, to_overrides
 from slmflow.config.explain import explain, is_config_error
 from slmflow.config.load import typed
-from slmflow.config.store import register
-from slmflow.errors import UserError
+from slmflow.config.store import SCHEMAS, register
+from slmflow.errors import ConfigError, UserError
 from slmflow.sources import PROJECT_ROOT
 
-GROUPS = ("model", "task", "search", "hardware", "data", "speed", "gate", "experiment")
+GROUPS = (
+    "model",
+    "task",
+    "search",
+    "hardware",
+    "data",
+    "speed",
+    "gate",
+    "sweep",
+    "engine",
+    "experiment",
+)
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -47,7 +59,11 @@ def run_entry_point(name: str) -> NoReturn:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print errors itself and exit
     signal.signal(signal.SIGTERM, _interrupt)  # how `mlflow run` and schedulers cancel
     sys.argv[1:] = to_overrides(sys.argv[1:])
+    if sweeps(sys.argv[1:]):
+        _demand_sweepable(name)
+        sys.argv[1:] = ["--multirun", *sys.argv[1:]]
     register()
+    silence_libraries()
 
     failures: list[Exception] = []
 
@@ -56,7 +72,7 @@ def run_entry_point(name: str) -> NoReturn:
     @hydra.main(version_base="1.3", config_path=config_path, config_name=name)  # type: ignore[untyped-decorator]
     def job(config: DictConfig) -> None:
         try:
-            _run(name, config)
+            run_workflow(name, config)
         except Exception as error:  # kept: Hydra would print it in its own words
             failures.append(error)
 
@@ -67,7 +83,7 @@ def run_entry_point(name: str) -> NoReturn:
     except Exception as error:
         failures.append(error)
     for failure in failures:
-        message = _message(failure)
+        message = message_of(failure)
         if message is None or show_traces:
             raise failure
         print(f"error: {message}", file=sys.stderr)
@@ -76,10 +92,24 @@ def run_entry_point(name: str) -> NoReturn:
     sys.exit(max((getattr(failure, "exit_code", 1) for failure in failures), default=0))
 
 
-def _run(name: str, config: DictConfig) -> None:
+def _demand_sweepable(name: str) -> None:
+    if not any(field.name == "sweep" for field in fields(SCHEMAS[name])):
+        _exit(
+            f"{name} cannot be swept: give every key one value, and quotes to a text with a "
+            "comma: KEY=\"'a, b'\"",
+            1,
+        )
+
+
+def run_workflow(name: str, config: DictConfig, point: bool = False) -> None:
+    """Of an entry point; ``point``: as a point of a sweep."""
     choices = HydraConfig.get().runtime.choices
     checked = typed(config)
-    _silence_libraries()
+    if not point and getattr(checked, "sweep", None) is not None and checked.sweep.over:
+        raise ConfigError(
+            f"this config has points to sweep over ({', '.join(checked.sweep.over)}), chosen by "
+            "another file; type --multirun, or sweep=..., to run them"
+        )
     gc.set_threshold(100_000, 50, 50)  # a fifth of the time to import torch is collecting
     # Late: composing, --help and --cfg must not wait for MLflow.
     workflows: Any = import_module("slmflow.workflows")
@@ -88,11 +118,12 @@ def _run(name: str, config: DictConfig) -> None:
             config=checked,
             values=OmegaConf.to_container(config, resolve=True, enum_to_str=True),
             choices={group: choices[group] for group in GROUPS if choices.get(group) is not None},
+            point=point,
         )
     )
 
 
-def _message(error: Exception) -> str | None:
+def message_of(error: Exception) -> str | None:
     """What to tell a person, or None where it is a bug of ours."""
     if isinstance(error, UserError):
         return str(error)
@@ -128,7 +159,7 @@ def _interrupt(*_: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _silence_libraries() -> None:
+def silence_libraries() -> None:
     """Their progress, hints and telemetry; SLMFLOW_VERBOSE=1 shows all but the telemetry."""
     for variable, value in QUIET.items():
         os.environ.setdefault(variable, value)

@@ -64,6 +64,12 @@ def step(text: str) -> Iterator[list[str]]:
     out.print(f"  [green]✓[/] {escape(text + tail)} [dim]({seconds:.1f} s)[/]")
 
 
+def mark(sign: str, text: str, seconds: float | None) -> None:
+    """One line of many that are told as they end; ``sign`` is rich's markup."""
+    tail = "" if seconds is None else f" [dim]({seconds:.1f} s)[/]"
+    console().print(f"  {sign} {escape(text)}{tail}")
+
+
 @contextmanager
 def progress(text: str, total: int) -> Iterator["Bar"]:
     """A bar with count, time and time left for long work; one line when there is no terminal."""
@@ -108,6 +114,10 @@ class Bar:
         self.details: list[str] = []
         self._bars = bars
         self._task = task
+
+    def describe(self, text: str) -> None:
+        """In place of the text that it began with, while it runs."""
+        self._bars.update(self._task, description=text)  # type: ignore[arg-type]
 
     def advance(self, rows: int = 1) -> None:
         self._bars.advance(self._task, rows)  # type: ignore[arg-type]

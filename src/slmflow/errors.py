@@ -6,9 +6,11 @@ UserError
 ├── SourceError      weights that cannot be fetched or found
 ├── BuildError       the ONNX model builder failed
 ├── CheckError       the packaged model did not pass its check
-├── DataError        an evaluation set that cannot be read
+├── DataError        rows that cannot be read (an evaluation set, the input of predict)
 ├── TrackingError    the tracking server or registry cannot do what is asked
 ├── ServeError       a model that cannot be served, or an address that cannot be listened on
+├── PredictionError  a batch prediction that cannot be begun or gone on with (prediction/errors.py)
+├── PointsFailed     points of a sweep that did not finish (sweeps/drive.py)
 └── AskError         a packaged model did not load or died (answering/ask.py)
 """
 
@@ -38,7 +40,7 @@ class CheckError(UserError):
 
 
 class DataError(UserError):
-    """An evaluation set that cannot be read."""
+    """Rows that cannot be read: an evaluation set, the input of predict."""
 
 
 class TrackingError(UserError):

@@ -12,6 +12,7 @@ from slmflow.config.schema import (
     EvaluateConfig,
     MainConfig,
     PackagingConfig,
+    PredictConfig,
     ServeConfig,
     TransformersPipelineConfig,
 )
@@ -30,22 +31,27 @@ from slmflow.tracking.registry import (
     newest,
     register,
 )
-from slmflow.tracking.run import log_config, open_child, open_run
+from slmflow.tracking.run import log_config, log_outcome, open_child, open_run
 
 EVALUATION = ("data", "ask", "score", "speed", "parity", "gate", "promote", "trace", "lm_eval")
+SWEEP = ("sweep",)  # which is on the sweep's own run
 UNUSED = {
+    "main": SWEEP,
+    "evaluate": SWEEP,
     "transformers_pipeline": (
+        *SWEEP,
         *EVALUATION,
         *("model.onnx", "hardware.provider", "hardware.precision", "hardware.package"),
         *("hardware.block_size", "hardware.accuracy_level", "hardware.symmetric"),
     ),
-    "custom_onnx": (*EVALUATION, "hardware.device", "hardware.dtype"),
+    "custom_onnx": (*SWEEP, *EVALUATION, "hardware.device", "hardware.dtype"),
     "serve": (
         *("model.source", "model.revision", "model.onnx", "hardware.device", "hardware.dtype"),
         *("hardware.provider", "hardware.precision", "hardware.package", "hardware.block_size"),
         *("hardware.accuracy_level", "hardware.symmetric"),
     ),
 }
+UNUSED["predict"] = UNUSED["serve"]
 """Keys of the config that say nothing about what an entry point makes."""
 
 
@@ -56,6 +62,7 @@ class Invocation:
     config: Any
     values: Mapping[str, Any]
     choices: Mapping[str, str]
+    point: bool = False  # of a sweep, which points the aliases at its best point in the end
 
 
 def transformers_pipeline(invocation: Invocation) -> None:
@@ -64,7 +71,8 @@ def transformers_pipeline(invocation: Invocation) -> None:
     with open_run(f"transformers_pipeline {config.model.name}"):
         name = "transformers_pipeline"
         log_config(invocation.values, invocation.choices, name, UNUSED[name])
-        registered = package_transformers(config)
+        registered = package_transformers(config, invocation.point)
+        log_outcome([registered.uri], {})
     show_next([registered], config)
 
 
@@ -74,7 +82,8 @@ def custom_onnx(invocation: Invocation) -> None:
     with open_run(f"custom_onnx {config.model.name}"):
         name = "custom_onnx"
         log_config(invocation.values, invocation.choices, name, UNUSED[name])
-        registered = package_onnx(config)
+        registered = package_onnx(config, invocation.point)
+        log_outcome([registered.uri], {})
     show_next([registered], config)
 
 
@@ -84,11 +93,12 @@ def evaluate(invocation: Invocation) -> None:
     config: EvaluateConfig = invocation.config
     start.check_addresses(config.models)
     with open_run(f"evaluate {config.model.name}"):
-        log_config(invocation.values, invocation.choices, "evaluate")
+        log_config(invocation.values, invocation.choices, "evaluate", UNUSED["evaluate"])
         dataset = start.open_data(config.data)
         uris = models_to_compare(config)
         console.heading(f"evaluate: {len(dataset)} questions of {dataset.name}")
         evaluation = start.compare(uris, dataset, config, _overrides(config))
+        log_outcome([], start.figures(evaluation))
     start.show(evaluation)
     start.demand_one_that_passed(evaluation)
 
@@ -102,7 +112,7 @@ def main(invocation: Invocation) -> None:
     require(config.hardware, "custom_onnx")
     dataset = start.open_data(config.data)
     with open_run(f"main {config.model.name}"):
-        log_config(invocation.values, invocation.choices, "main")
+        log_config(invocation.values, invocation.choices, "main", UNUSED["main"])
         registered = []
         for name, package in (
             ("transformers_pipeline", package_transformers),
@@ -110,12 +120,13 @@ def main(invocation: Invocation) -> None:
         ):
             with open_child(f"{name} {config.model.name}"):
                 log_config(invocation.values, invocation.choices, name, UNUSED[name])
-                registered.append(package(config))
+                registered.append(package(config, invocation.point))
         with open_child(f"evaluate {config.model.name}"):
-            log_config(invocation.values, invocation.choices, "evaluate")
+            log_config(invocation.values, invocation.choices, "evaluate", UNUSED["evaluate"])
             console.heading(f"evaluate: {len(dataset)} questions of {dataset.name}")
             uris = [one.uri for one in registered]
             evaluation = start.compare(uris, dataset, config, {})
+        log_outcome(uris, start.figures(evaluation))
     start.show(evaluation)
     show_next(registered, config)
     start.demand_one_that_passed(evaluation)
@@ -132,7 +143,28 @@ def serve(invocation: Invocation) -> None:
         start(uri, config)
 
 
-def package_transformers(config: PackagingConfig) -> Registered:
+def predict(invocation: Invocation) -> None:
+    """Answer a file or a folder of rows, part by part."""
+    from slmflow.prediction import start  # late: no other entry point needs it
+
+    config: PredictConfig = invocation.config
+    uri = config.model_uri or newest_of(config)[-1].uri
+    with open_run(f"predict {uri.removeprefix('models:/')}"):
+        log_config(invocation.values, invocation.choices, "predict", UNUSED["predict"])
+        start.predict(
+            start.Asked(
+                model_uri=uri,
+                input=config.input,
+                output=config.output,
+                engine=config.engine,
+                predict=config.predict,
+                parameters={} if config.search is None else asdict(config.search),
+                threads=config.hardware.threads,
+            )
+        )
+
+
+def package_transformers(config: PackagingConfig, point: bool = False) -> Registered:
     """Find the checkpoint, log it, check one answer of the logged model, register it."""
     model, hardware = config.model, config.hardware
     console.heading(f"transformers_pipeline: {model.name} on {hardware.target}")
@@ -148,10 +180,11 @@ def package_transformers(config: PackagingConfig) -> Registered:
         info = log_transformers(packaging, hardware.dtype.value)
         told.append(info.model_uri)
     tags = {"dtype": hardware.dtype.value}
-    return _check_and_register(info.model_uri, config, weights, "transformers_pipeline", tags)
+    made = Made(info.model_uri, weights, "transformers_pipeline", tags)
+    return _check_and_register(made, config, point)
 
 
-def package_onnx(config: PackagingConfig) -> Registered:
+def package_onnx(config: PackagingConfig, point: bool = False) -> Registered:
     """Get or build the ONNX model, log it, check one answer of the logged model, register it."""
     model, hardware, task = config.model, config.hardware, config.task
     console.heading(f"custom_onnx: {model.name}, {hardware.precision} on {hardware.target}")
@@ -166,7 +199,8 @@ def package_onnx(config: PackagingConfig) -> Registered:
     tags = {"precision": hardware.precision.value, "provider": hardware.provider.value}
     if hardware.quantised:
         tags["quantisation"] = describe_quantisation(model, hardware)
-    return _check_and_register(info.model_uri, config, weights, "custom_onnx", tags)
+    made = Made(info.model_uri, weights, "custom_onnx", tags)
+    return _check_and_register(made, config, point)
 
 
 def models_to_compare(config: EvaluateConfig) -> list[str]:
@@ -174,7 +208,7 @@ def models_to_compare(config: EvaluateConfig) -> list[str]:
     return config.models or [registered.uri for registered in newest_of(config)]
 
 
-def newest_of(config: EvaluateConfig | ServeConfig) -> list[Registered]:
+def newest_of(config: EvaluateConfig | ServeConfig | PredictConfig) -> list[Registered]:
     """The newest version of each kind of the model; ``ConfigError`` where there is none."""
     name, task, hardware = config.model.name, config.task.name.value, config.hardware.target.value
     found = {runtime: newest(name, runtime, task, hardware) for runtime in RUNTIMES}
@@ -208,30 +242,37 @@ def _overrides(config: EvaluateConfig) -> dict[str, Any]:
     return changes
 
 
-def _check_and_register(
-    uri: str, config: PackagingConfig, weights: LocalModel, runtime: str, tags: dict[str, str]
-) -> Registered:
+@dataclass(frozen=True)
+class Made:
+    """A logged model, not checked yet. ``tags``: what only its kind has."""
+
+    uri: str
+    weights: LocalModel
+    runtime: str
+    tags: Mapping[str, str]
+
+
+def _check_and_register(made: Made, config: PackagingConfig, point: bool) -> Registered:
     probe = config.model.probe
     with console.step("check it in a fresh process") as told:
-        reply = check_answer(uri, probe)
+        reply = check_answer(made.uri, probe)
         told.append(f"{probe.question!r} -> {reply.text!r}")
     hardware = config.hardware.target.value
     about = {
         "slmflow": __version__,
-        "runtime": runtime,
+        "runtime": made.runtime,
         "task": config.task.name.value,
         "hardware": hardware,
-        "source": weights.source,
-        "revision": weights.revision,
+        "source": made.weights.source,
+        "revision": made.weights.revision,
         "git_commit": git_commit(PROJECT_ROOT) or "unknown",
-        **tags,
+        **made.tags,
     }
     mlflow.set_tags(about)
     with console.step("register it") as told:
-        registered = register(
-            uri, config.model.name, about, alias_of(runtime, hardware, about["task"])
-        )
-        told += [registered.uri, f"alias {registered.alias}"]
+        alias = None if point else alias_of(made.runtime, hardware, about["task"])
+        registered = register(made.uri, config.model.name, about, alias)
+        told += [registered.uri] if alias is None else [registered.uri, f"alias {alias}"]
     return registered
 
 

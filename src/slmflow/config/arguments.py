@@ -42,6 +42,28 @@ def to_overrides(arguments: Sequence[str]) -> list[str]:
     return [override for override in overrides if not LEFT_TO_CONFIG.fullmatch(override)]
 
 
+def sweeps(overrides: Sequence[str]) -> bool:
+    """Whether they ask for more than one point: a list of values, a preset, a sweep to go on with.
+
+    Not where Hydra is told what to do: to show the config, or to sweep in so many words.
+    """
+    if any(override.startswith("-") for override in overrides):
+        return False
+    return any(map(_sweeps, overrides))
+
+
+def _sweeps(override: str) -> bool:
+    key, _, value = override.partition("=")
+    if key == "sweep":
+        return value != "null"
+    if key == "sweep.resume":
+        return value not in ("auto", "never")
+    try:
+        return bool(OverridesParser.create().parse_override(override).is_sweep_override())
+    except HydraException:  # told when it is composed
+        return False
+
+
 def quoted(key: str, value: str) -> str:
     """``key=value`` in Hydra's grammar: a value that the grammar refuses is quoted as a text, or,
     where it is a list of URIs, each of them."""

@@ -3,7 +3,7 @@
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue
 
 from slmflow.config.explain import suggestion
@@ -28,6 +28,14 @@ def typed(config: DictConfig) -> Any:
         raise ConfigError(str(error)) from None
     _reject_unknown(config, converted, "")
     return converted
+
+
+def without_hydra(config: DictConfig) -> DictConfig:
+    """The application's own part of what Hydra composed."""
+    own = config.copy()
+    with open_dict(own):
+        own.pop("hydra", None)
+    return own
 
 
 def _reject_unknown(config: Any, converted: Any, path: str) -> None:

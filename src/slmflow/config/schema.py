@@ -13,6 +13,8 @@ from omegaconf import MISSING
 
 from slmflow.config.evaluation import Ask, LmEval, ParitySettings, Score, SpeedSettings
 from slmflow.config.gate import Gate
+from slmflow.config.prediction import Engine, Predict
+from slmflow.config.sweep import Sweep
 from slmflow.served.search import SearchOptions
 
 Key = TypeVar("Key", bound=StrEnum)
@@ -178,6 +180,7 @@ class PackagingConfig:
     task: Task = MISSING
     search: SearchOptions = MISSING
     hardware: Hardware = MISSING
+    sweep: Sweep = field(default_factory=Sweep)
 
 
 @dataclass
@@ -225,6 +228,19 @@ class EvaluateConfig(EvaluationSettings, Versions):
 
     search: SearchOptions | None = None  # null: as each model was packaged
     models: list[str] = field(default_factory=list)  # URIs; none: the newest of each kind
+    sweep: Sweep = field(default_factory=Sweep)
+
+
+@dataclass
+class PredictConfig(Versions):
+    """Of the entry point predict."""
+
+    input: str = MISSING  # file or folder, path or URL; relative: from the repository's root
+    output: str = MISSING  # folder, path or URL
+    engine: Engine = field(default_factory=Engine)
+    predict: Predict = field(default_factory=Predict)
+    search: SearchOptions | None = None  # null: as the model was packaged
+    model_uri: str | None = None  # null: the newest version of the model, custom_onnx first
 
 
 @dataclass

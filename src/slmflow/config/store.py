@@ -7,6 +7,7 @@ from slmflow.config.schema import (
     CustomOnnxConfig,
     EvaluateConfig,
     MainConfig,
+    PredictConfig,
     ServeConfig,
     TransformersPipelineConfig,
 )
@@ -18,6 +19,7 @@ SCHEMAS = {
     "evaluate": EvaluateConfig,
     "main": MainConfig,
     "serve": ServeConfig,
+    "predict": PredictConfig,
 }
 
 

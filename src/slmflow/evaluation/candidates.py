@@ -1,29 +1,19 @@
 """What is compared: each URI resolved once, to one version, its files and their digest."""
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import mlflow
-import yaml
-from mlflow.artifacts import download_artifacts
-from mlflow.exceptions import MlflowException
-
-from slmflow import cache
+from slmflow.answering import model_files
 from slmflow.answering.ask import AskError
 from slmflow.answering.endpoint import Endpoint
 from slmflow.answering.endpoint_form import sent_options
-from slmflow.errors import ConfigError
 from slmflow.evaluation.results import Kind
-from slmflow.served.search import SearchOptions
 from slmflow.tracking.registry import find_version
 
 ENDPOINT = "openai:"
-OUR_CODE = Path("code/slmflow/served/packaged.py")
-UNSTABLE_FILES = ("MLmodel", "registered_model_meta")
 ID_LENGTH = 10  # of a logged model, in its label: m- and eight digits
 SAMPLING = "temperature", "seed"
 
@@ -96,16 +86,16 @@ def _resolve(uri: str, parameters: Mapping[str, Any], downloads: Path) -> Candid
 def _model(uri: str, parameters: Mapping[str, Any], downloads: Path) -> Candidate:
     version = find_version(uri)
     pinned = uri if version is None else f"models:/{version.name}/{version.version}"
-    folder = _files(pinned, downloads)
-    about = yaml.safe_load((folder / "MLmodel").read_text("utf-8"))
-    ours = (folder / OUR_CODE).is_file()
-    applied = _known(pinned, parameters, about) if ours else {}
+    folder = model_files.fetch(pinned, downloads, f"{model_files.ALLOWED}, openai:/http://HOST/v1")
+    about = model_files.about(folder)
+    ours = model_files.is_ours(folder)
+    applied = model_files.known(pinned, parameters, about) if ours else {}
     tags = dict(version.tags) if version is not None else {}
     return Candidate(
         label="",
         uri=pinned,
         kind=Kind.packaged if ours else Kind.mlflow,
-        digest=_digest(folder, about),
+        digest=model_files.digest(folder, about),
         parameters=applied,
         repeatable=_repeatable(about, applied),
         folder=folder,
@@ -118,57 +108,9 @@ def _model(uri: str, parameters: Mapping[str, Any], downloads: Path) -> Candidat
     )
 
 
-def _files(uri: str, downloads: Path) -> Path:
-    """The model's folder: where it lies, or a copy where that is another machine."""
-    try:
-        folder = Path(download_artifacts(uri, dst_path=_destination(uri, downloads)))
-    except (MlflowException, OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise AskError(
-            f"{uri} is no model that can be loaded: {reason}; allowed: models:/NAME/VERSION, "
-            "models:/NAME@ALIAS, models:/m-ID, runs:/RUN/PATH, a folder, openai:/http://HOST/v1"
-        ) from None
-    if not (folder / "MLmodel").is_file():
-        raise AskError(f"{uri} holds no MLmodel file: it is no MLflow model")
-    return folder
-
-
-def _destination(uri: str, downloads: Path) -> str | None:
-    """None where the store is a folder of this machine, which is then used in its place."""
-    if Path(uri).exists() or mlflow.get_tracking_uri().startswith(("sqlite", "file", "/")):
-        return None
-    downloads.mkdir(parents=True, exist_ok=True)
-    return str(downloads)
-
-
-def _digest(folder: Path, about: Mapping[str, Any]) -> str:
-    """Without what differs from one packaging of the same model to the next: ids and dates."""
-    names = [
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name not in UNSTABLE_FILES and path.suffix != ".pyc"
-    ]
-    loading = {key: about.get(key) for key in ("flavors", "signature")}
-    told = json.dumps(loading, sort_keys=True, default=str)
-    return hashlib.sha256(f"{cache.files_digest(folder, names)} {told}".encode()).hexdigest()
-
-
-def _known(uri: str, parameters: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters that the model was packaged with: MLflow drops others without a word."""
-    packaged = about["flavors"]["python_function"].get("config") or {}
-    neutral = asdict(SearchOptions())
-    lost = [k for k, v in parameters.items() if k not in packaged and v != neutral.get(k)]
-    if lost:
-        raise ConfigError(
-            f"{uri} was packaged before search.{lost[0]} was there; package it again, or leave "
-            "that option out"
-        )
-    return {name: value for name, value in parameters.items() if name in packaged}
-
-
 def _repeatable(about: Mapping[str, Any], parameters: Mapping[str, Any]) -> bool:
     """Whether asking again gives the same answer: no sampling, or with a seed."""
-    packaged = about.get("flavors", {}).get("python_function", {}).get("config") or {}
+    packaged = model_files.packaged_settings(about)
     temperature, seed = (parameters.get(name, packaged.get(name)) for name in SAMPLING)
     return not temperature or seed is not None
 

@@ -117,7 +117,7 @@ def _round(number: int, every: Sequence[Findings], study: _Study) -> None:
             if number == 0:
                 with open_child(found.label) as run:
                     found.run_id = run.info.run_id
-                    _ask(found, subject, study)
+                    _ask(found, subject, study, follow=found is every[-1])
                     if found.candidate.kind is Kind.packaged:
                         _look_into(found, every, subject, study)
 
@@ -128,11 +128,16 @@ def _import_what_follows() -> None:
         import_module(f"slmflow.evaluation.{name}")
 
 
-def _ask(found: Findings, subject: Subject, study: _Study) -> None:
-    """Every row asked, scored and logged to the active run, while the next ones are answered."""
+def _ask(found: Findings, subject: Subject, study: _Study, follow: bool) -> None:
+    """Every row asked, scored and logged to the active run, while the next ones are answered.
+
+    ``follow``: a sweep may stop the whole evaluation by how this candidate does.
+    """
     metrics, file = study.metrics, study.scratch / "answers.parquet"
     with console.progress(f"ask and score {found.label}", total=len(study.dataset)) as bar:
         scored = scoring.score_rows(found.answers.asked(subject, bar), metrics)
+        if follow:
+            scored = scoring.followed(scored, study.settings)
         rows = record.written(scored, metrics, file)
         logged = traced(rows, found.candidate.model_id) if study.settings.trace else rows
         found.scored = scoring.tally(logged, len(study.dataset), metrics)

@@ -9,7 +9,6 @@ from slmflow.config.gate import KINDS, Gate
 from slmflow.errors import UserError
 from slmflow.evaluation.gate_words import asked, found, number
 from slmflow.evaluation.results import (
-    LOWER_IS_BETTER,
     CandidateResult,
     Comparison,
     ConditionOutcome,
@@ -17,6 +16,7 @@ from slmflow.evaluation.results import (
     Figure,
     GateOutcome,
 )
+from slmflow.figures import LOWER_IS_BETTER
 
 ROUNDING = 1e-9  # 0.86 - 0.84 is a little more than 0.02 in binary
 

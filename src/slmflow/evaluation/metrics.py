@@ -17,7 +17,7 @@ from slmflow.errors import ConfigError
 from slmflow.evaluation.checks import json_schema, number, regex
 from slmflow.evaluation.data.example import Example
 from slmflow.evaluation.own_metrics import import_metric
-from slmflow.evaluation.results import LOWER_IS_BETTER
+from slmflow.figures import LOWER_IS_BETTER
 
 Metric = Callable[[str, Example], float | None]
 """Answer and example -> score 0 to 1, or ``None`` where the metric does not apply to the row."""

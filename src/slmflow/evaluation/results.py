@@ -9,14 +9,6 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-LOWER_IS_BETTER = frozenset(
-    {
-        *("errors", "perplexity", "first_token_seconds", "inter_token_seconds", "answer_seconds"),
-        *("load_seconds", "peak_memory_bytes", "device_memory_bytes", "size_bytes"),
-    }
-)
-"""Names of figures. Of every other one, more is better."""
-
 
 class Kind(StrEnum):
     packaged = "packaged"  # made by this project: prompts, tokens and logits can be seen

@@ -8,9 +8,11 @@ import numpy as np
 
 from slmflow.answering.reply import Reply
 from slmflow.config.evaluation import Score
+from slmflow.config.schema import EvaluationSettings
 from slmflow.evaluation.data.example import Example
 from slmflow.evaluation.metrics import Metric, score
 from slmflow.evaluation.results import FailedMetric, Figure
+from slmflow.tracking import follow
 
 MOST_VALUES = 50
 """A tag with more values than this is no slice: an id, say."""
@@ -47,6 +49,18 @@ def score_rows(
         if reply.error is not None:
             scores, failures = dict.fromkeys(scores, 0.0), {}
         yield ScoredRow(example, reply, scores, failures)
+
+
+def followed(rows: Iterable[ScoredRow], settings: EvaluationSettings) -> Iterator[ScoredRow]:
+    """The same rows; after each window the primary metric's mean so far is reported. Raises
+    ``follow.Pruned`` where a sweep has seen enough."""
+    total, count = 0.0, 0
+    for number, row in enumerate(rows, start=1):
+        if (value := row.scores.get(settings.score.primary)) is not None:
+            total, count = total + value, count + 1
+        yield row
+        if number % settings.ask.window_rows == 0 and count:
+            follow.report(settings.score.primary, total / count, number)
 
 
 def tally(rows: Iterable[ScoredRow], count: int, metrics: Iterable[str]) -> Tally:

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from slmflow import console
-from slmflow.evaluation.report import units, words
+from slmflow.drawing import units
+from slmflow.evaluation.report import words
 from slmflow.evaluation.results import CandidateResult, Decision, Evaluation, Row
 
 COLUMNS = (

@@ -17,7 +17,7 @@ from slmflow.evaluation.results import Evaluation
 from slmflow.sources import PROJECT_ROOT
 from slmflow.tracking.registry import champion_of
 
-__all__ = ["check_addresses", "compare", "demand_one_that_passed", "open_data", "show"]
+__all__ = ["check_addresses", "compare", "demand_one_that_passed", "figures", "open_data", "show"]
 
 
 def open_data(data: Data) -> Dataset:
@@ -49,6 +49,11 @@ def compare(
         evaluation = carry_out(evaluation)
         log_report(evaluation)
     return evaluation
+
+
+def figures(evaluation: Evaluation) -> dict[str, float]:
+    """Of the candidate, which is the last one: what the others are there to be compared with."""
+    return {name: figure.value for name, figure in evaluation.candidates[-1].figures.items()}
 
 
 def demand_one_that_passed(evaluation: Evaluation) -> None:

@@ -193,6 +193,7 @@ def _finish(path: Path, mlflow_model: Model, weights: LocalModel) -> None:
         shutil.copyfile(notice, path / (CARD if notice.name == "README.md" else notice.name))
     mlflow_model.artifact_path = None  # the place where this machine keeps its artifacts
     mlflow_model.save(str(path / MLMODEL_FILE_NAME))
+    mlflow.log_metric("size_bytes", mlflow_model.model_size_bytes)
 
 
 def _model_card(weights: LocalModel) -> Any:

@@ -20,14 +20,16 @@ PROJECT_TAG = "slmflow"
 class Registered:
     name: str
     version: str
-    alias: str
+    alias: str | None  # None: a point of a sweep, which moves it to its best point in the end
 
     @property
     def uri(self) -> str:
         return f"models:/{self.name}/{self.version}"
 
 
-def register(logged_model_uri: str, name: str, tags: Mapping[str, str], alias: str) -> Registered:
+def register(
+    logged_model_uri: str, name: str, tags: Mapping[str, str], alias: str | None
+) -> Registered:
     """Make a version of ``models:/m-...`` with its tags and point the alias at it.
 
     Raises ``TrackingError``; then no version is left behind.
@@ -40,7 +42,8 @@ def register(logged_model_uri: str, name: str, tags: Mapping[str, str], alias: s
         version = client.create_model_version(
             name, logged_model_uri, tags=dict(tags), model_id=model_id
         )
-        client.set_registered_model_alias(name, alias, version.version)
+        if alias is not None:
+            client.set_registered_model_alias(name, alias, version.version)
     except BaseException as error:
         if version is not None:
             with suppress(MlflowException):
@@ -53,6 +56,17 @@ def register(logged_model_uri: str, name: str, tags: Mapping[str, str], alias: s
             "when it answers"
         ) from None
     return Registered(name, str(version.version), alias)
+
+
+def point_alias(uri: str) -> str:
+    """Point the alias of its kind at this version of the project's, and tell its name."""
+    version = find_version(uri)
+    if version is None:
+        raise TrackingError(f"{uri} is no longer in the registry {mlflow.get_registry_uri()}")
+    tags = version.tags
+    alias = alias_of(tags["runtime"], tags["hardware"], tags["task"])
+    MlflowClient().set_registered_model_alias(version.name, alias, version.version)
+    return alias
 
 
 def newest(name: str, runtime: str, task: str, hardware: str) -> Registered | None:

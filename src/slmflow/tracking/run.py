@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -27,8 +28,8 @@ def open_run(name: str) -> Iterator[Run]:
     """
     joins = "MLFLOW_RUN_ID" in os.environ
     try:
-        if not joins and not _experiment_chosen():
-            mlflow.set_experiment(EXPERIMENT)
+        if not joins:
+            choose_experiment()
         run = mlflow.start_run(run_name=None if joins else name)
     except MlflowException as error:
         raise TrackingError(_unreachable(error)) from None
@@ -36,6 +37,23 @@ def open_run(name: str) -> Iterator[Run]:
         mlflow.set_tag("mlflow.runName", name)
     with _ending_true():
         yield run
+
+
+def choose_experiment() -> str:
+    """The id of the one that the environment names, else of this project's own."""
+    if (chosen := os.environ.get("MLFLOW_EXPERIMENT_ID")) is not None:
+        return chosen
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
+    return str(mlflow.set_experiment(name).experiment_id)
+
+
+def absolute_tracking_uri() -> str:
+    """As other processes must know it: a relative file would be another one in another folder."""
+    uri = str(mlflow.get_tracking_uri())
+    kind, separator, path = uri.partition(":///")
+    if separator and kind.startswith("sqlite") and not path.startswith("/"):
+        return f"{kind}:///{Path(path).absolute()}"
+    return uri
 
 
 @contextmanager
@@ -69,6 +87,16 @@ def log_config(
     mlflow.log_text(yaml.safe_dump(dict(config), sort_keys=False), "config.yaml")
 
 
+def log_outcome(models: Sequence[str], figures: Mapping[str, float]) -> None:
+    """What a run made, and what it is worth: by these a sweep compares its points.
+
+    ``models``: URIs of the versions that it registered.
+    """
+    if models:
+        mlflow.set_tag("slmflow.models", " ".join(models))
+    mlflow.log_metrics(dict(figures))
+
+
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """``{"search": {"top_k": 0}}`` to ``{"search.top_k": 0}``."""
     flat: dict[str, Any] = {}
@@ -97,10 +125,6 @@ def _ending_true() -> Iterator[None]:
         mlflow.end_run(RunStatus.to_string(RunStatus.FAILED))
         raise
     mlflow.end_run()
-
-
-def _experiment_chosen() -> bool:
-    return any(os.environ.get(f"MLFLOW_EXPERIMENT_{by}") for by in ("NAME", "ID"))
 
 
 def _unreachable(error: MlflowException) -> str:

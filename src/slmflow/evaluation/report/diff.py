@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from itertools import takewhile
 
-from slmflow.evaluation.report import units
+from slmflow.drawing import units
 
 LONGEST = 4000  # characters of each that are compared
 SPACES = str.maketrans(

@@ -7,7 +7,8 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from slmflow.evaluation.report import plots, speed, svg, tables, units, words
+from slmflow.drawing import STYLE_SHEET, svg, units
+from slmflow.evaluation.report import plots, speed, tables, words
 from slmflow.evaluation.report.diff import diff
 from slmflow.evaluation.results import Evaluation
 
@@ -49,7 +50,7 @@ def render_html(evaluation: Evaluation) -> str:
                 "Machine and versions", ("name", "value"), evaluation.environment
             ),
             settings=tables.facts("Settings", ("key", "value"), evaluation.settings),
-            css=Markup((FOLDER / "report.css").read_text()),
+            css=Markup(STYLE_SHEET.read_text()),
             open_rows=OPEN_ROWS,
             **drawn,
         )

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 
 from rich.cells import cell_len
 
-from slmflow.evaluation.report import speed, tables, units, words
+from slmflow.drawing import units
+from slmflow.evaluation.report import speed, tables, words
 from slmflow.evaluation.report.tables import Cell, Table
 from slmflow.evaluation.results import Comparison, Decision, Evaluation, Row
 
@@ -81,7 +82,7 @@ def code(text: str) -> str:
 def _facts(evaluation: Evaluation) -> str:
     dataset = evaluation.dataset
     return (
-        f"{words.moment(evaluation.started)}, {words.duration(evaluation.seconds)}. "
+        f"{words.moment(evaluation.started)}, {units.duration(evaluation.seconds)}. "
         f"{escape(dataset.name)}, {words.rows(dataset)}, digest {code(dataset.digest[:12])}. "
         f"Run {code(evaluation.run_id)}."
     )

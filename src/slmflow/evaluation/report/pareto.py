@@ -7,8 +7,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from slmflow.evaluation.report import svg, units, words
-from slmflow.evaluation.results import LOWER_IS_BETTER, Evaluation
+from slmflow.drawing import svg, units
+from slmflow.evaluation.report import words
+from slmflow.evaluation.results import Evaluation
+from slmflow.figures import LOWER_IS_BETTER
 
 SPEED = "decode_tokens_per_second"
 SMALLEST, LARGEST = 40.0, 420.0  # square points; of a dot

@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
-from slmflow.evaluation.report import speed, svg, units, words
+from slmflow.drawing import svg, units
+from slmflow.evaluation.report import speed, words
 from slmflow.evaluation.report.pareto import draw_pareto
 from slmflow.evaluation.results import Evaluation, Figure
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from slmflow.evaluation.report import units
+from slmflow.drawing import units
 from slmflow.evaluation.report.tables import Cell, Table, figure_cell, name_cell, rounds_cell
 from slmflow.evaluation.results import CandidateResult, Evaluation, Figure, Speed, SpeedPoint
 

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from slmflow.evaluation.report import units, words
+from slmflow.drawing import units
+from slmflow.evaluation.report import words
 from slmflow.evaluation.results import (
     CandidateResult,
     Comparison,
@@ -195,7 +196,9 @@ def name_cell(evaluation: Evaluation, label: str) -> Cell:
 def figure_cell(name: str, figure: Figure | None) -> Cell:
     if figure is None:
         return Cell(units.NONE)
-    return Cell(units.show(name, figure.value), units.spread(name, figure))
+    return Cell(
+        units.show(name, figure.value), units.spread(name, figure.low, figure.value, figure.high)
+    )
 
 
 def rounds_cell(name: str, measured: Sequence[float]) -> Cell:

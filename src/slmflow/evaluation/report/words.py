@@ -5,9 +5,8 @@ A sentence that starts with a candidate's label has no full stop, so that it can
 
 from datetime import datetime
 
-from slmflow.evaluation.report import units
+from slmflow.drawing import units
 from slmflow.evaluation.results import (
-    LOWER_IS_BETTER,
     CandidateResult,
     Cause,
     Comparison,
@@ -18,6 +17,7 @@ from slmflow.evaluation.results import (
     Row,
     Verdict,
 )
+from slmflow.figures import LOWER_IS_BETTER
 
 RIGHT_OR_WRONG = frozenset({"correct", "exact_match", "contains_answer"})
 """Metrics of which a 1 is a question answered right."""
@@ -86,7 +86,7 @@ def alone(candidate: CandidateResult, evaluation: Evaluation) -> str:
         said = f"{candidate.label} answers {value} of the questions right"
     else:
         said = f"{candidate.label} scores {value} in {metric}"
-    width = units.spread(metric, figure)
+    width = units.spread(metric, figure.low, figure.value, figure.high)
     return f"{said} ({width} with {confidence(evaluation)} confidence)" if width else said
 
 
@@ -142,14 +142,6 @@ def moment(iso: str) -> str:
     """ISO 8601 as a date that no reader can take for another."""
     then = datetime.fromisoformat(iso)
     return f"{then.day} {then:%B %Y, %H:%M} UTC"
-
-
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def rounds(evaluation: Evaluation) -> str:

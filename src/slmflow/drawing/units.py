@@ -3,8 +3,6 @@
 import math
 import re
 
-from slmflow.evaluation.results import Figure
-
 NONE = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
 
@@ -40,16 +38,14 @@ def show(name: str, value: float | None) -> str:
     return _number(value * factor, _decimals(name, unit, value * factor)) + unit
 
 
-def spread(name: str, figure: Figure) -> str:
-    """From low to high, in the unit of the value; empty where the figure has no width."""
-    if figure.low == figure.high:
+def spread(name: str, low: float, value: float, high: float) -> str:
+    """From low to high, in the unit of the value; empty where they are the same."""
+    if low == high:
         return ""
-    factor, unit = _scale(name, figure.value)
-    largest = max(abs(figure.low), abs(figure.value), abs(figure.high)) * factor
-    decimals = _decimals(name, unit, largest)
-    low, high = (_number(value * factor, decimals) for value in (figure.low, figure.high))
-    between = " to " if figure.low < 0 else NONE
-    return f"{low}{between}{high}"
+    factor, unit = _scale(name, value)
+    decimals = _decimals(name, unit, max(abs(low), abs(value), abs(high)) * factor)
+    between = " to " if low < 0 else NONE
+    return f"{_number(low * factor, decimals)}{between}{_number(high * factor, decimals)}"
 
 
 def points(share: float) -> str:
@@ -77,6 +73,14 @@ def p_value(value: float | None) -> str:
 
 def count(number: int) -> str:
     return f"{number:,}"
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def printable(text: str) -> str:

@@ -1,0 +1,1 @@
+"""``mlflow run . --backend slurm``: a project run as a Slurm job, through submitit."""

@@ -1,0 +1,1 @@
+"""Rows of all formats, a batch at a time, as Arrow holds them."""

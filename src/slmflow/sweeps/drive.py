@@ -1,0 +1,158 @@
+"""The story of a sweep: find or open its tree, run what is left, judge, tell."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+
+import mlflow
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from slmflow import console
+from slmflow.errors import TrackingError, UserError
+from slmflow.sweeps.ledger import ERROR, Ledger, search
+from slmflow.sweeps.plan import Launch, Plan, Strategy
+from slmflow.sweeps.record import log_result, move_aliases, result_of
+from slmflow.sweeps.results import State, SweepResult
+from slmflow.sweeps.run_points import run_points
+from slmflow.sweeps.session import session
+from slmflow.tracking.reason import reason
+from slmflow.tracking.run import absolute_tracking_uri, choose_experiment, open_run
+
+KEY = "slmflow.sweep.key"
+PLAN = "sweep_plan.json"
+RUN_ID = "MLFLOW_RUN_ID"
+
+
+class PointsFailed(UserError):
+    """Some points did not finish; the others did."""
+
+
+def run_sweep(plan: Plan, strategy: Strategy, launch: Launch) -> None:
+    """Raises ``PointsFailed`` where points did not finish, ``TrackingError`` where another process
+    drives this sweep."""
+    started = time.monotonic()
+    uri = absolute_tracking_uri()
+    client = MlflowClient(uri)
+    earlier = _earlier(plan, client)
+    with _tree(plan, earlier, client) as parent:
+        ledger = Ledger(parent, uri)
+        _tell_beginning(plan, ledger, earlier is not None)
+        try:
+            run_points(plan, strategy, launch, ledger)
+        finally:
+            result = result_of(plan, ledger, time.monotonic() - started)
+            log_result(result, client)
+        move_aliases(result)
+        _show(result)
+        _demand_all(result, plan.total)
+
+
+def recorded_overrides(run_id: str) -> list[str]:
+    """What was typed for the sweep that has this run. Raises ``TrackingError``."""
+    try:
+        plan = json.loads(mlflow.artifacts.load_text(f"runs:/{run_id}/{PLAN}"))
+    except MlflowException as error:
+        raise TrackingError(
+            f"sweep.resume={run_id}: no sweep of that run id on {mlflow.get_tracking_uri()} "
+            f"({reason(error)}); give the id of a sweep's own run, not of one of its points"
+        ) from None
+    return list(plan["overrides"])
+
+
+def _earlier(plan: Plan, client: MlflowClient) -> Run | None:
+    """The sweep to go on with: the one that was named, or the newest of the same command."""
+    resume = plan.settings.resume
+    if resume == "never":
+        return None
+    if resume != "auto":
+        return client.get_run(resume)
+    found = search(client, _experiment(client), f"tags.`{KEY}` = '{plan.key}'")
+    return max(found, key=lambda run: int(run.info.start_time), default=None)
+
+
+def _experiment(client: MlflowClient) -> str:
+    """Where the sweep's run is, or will be."""
+    if RUN_ID in os.environ:
+        return str(client.get_run(os.environ[RUN_ID]).info.experiment_id)
+    return choose_experiment()
+
+
+@contextmanager
+def _tree(plan: Plan, earlier: Run | None, client: MlflowClient) -> Iterator[str]:
+    """The id of the parent run, which this process drives alone and ends in a state that is true.
+
+    An earlier sweep is claimed before its run is touched: another process may be driving it.
+    """
+    name = f"sweep {plan.name}"
+    if earlier is None:
+        with open_run(name) as run, session(run.info.run_id, client):
+            yield run.info.run_id
+        return
+    parent = str(earlier.info.run_id)
+    with session(parent, client):
+        if ERROR in earlier.data.tags:  # of the session before
+            client.delete_tag(parent, ERROR)
+        if RUN_ID not in os.environ:
+            os.environ[RUN_ID] = parent  # opened again, rather than a new one
+        with open_run(name) as run, _standing_for(run.info.run_id, parent, client):
+            yield parent
+
+
+@contextmanager
+def _standing_for(mine: str, parent: str, client: MlflowClient) -> Iterator[None]:
+    """Where ``mlflow run`` opened a run of its own to go on with an earlier sweep, that run says
+    so, and the earlier one ends as this one does."""
+    if mine == parent:
+        yield
+        return
+    client.set_tag(mine, "slmflow.sweep.resumes", parent)
+    client.update_run(parent, status="RUNNING")
+    status = "FAILED"
+    try:
+        yield
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        client.set_terminated(parent, status)
+
+
+def _tell_beginning(plan: Plan, ledger: Ledger, again: bool) -> None:
+    console.heading(f"sweep: {plan.total} points of {plan.name}, {plan.launcher} launcher")
+    if again:
+        done = sum(one.state is State.finished for one in ledger.results())
+        console.prose(
+            f"goes on with run {ledger.parent}: {done} of {plan.total} points have finished "
+            "(sweep.resume=never runs all of them anew)"
+        )
+        return
+    settings = asdict(plan.settings)
+    mlflow.set_tags({KEY: plan.key, "slmflow.entry_point": plan.entry_point})
+    known = mlflow.get_run(ledger.parent).data.params
+    told = {f"sweep.{name}": value for name, value in settings.items() if name != "over"}
+    mlflow.log_params({name: value for name, value in told.items() if name not in known})
+    mlflow.log_dict(plan.as_json(), PLAN)
+
+
+def _show(result: SweepResult) -> None:
+    from slmflow.sweeps.show import show_sweep  # late: only at the end
+
+    show_sweep(result)
+
+
+def _demand_all(result: SweepResult, total: int) -> None:
+    bad = [one for one in result.points if one.state in (State.failed, State.killed)]
+    if not bad:
+        return
+    named = "; ".join(f"{one.words}: {(one.message or '').splitlines()[0]}" for one in bad[:3])
+    more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
+    raise PointsFailed(
+        f"{len(bad)} of {total} points did not finish ({named}{more}); the same command again "
+        "runs these alone"
+    )

@@ -1,0 +1,50 @@
+"""What was typed, expanded: the points of a sweep, or where they come from."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from slmflow.config.sweep import Sweep
+from slmflow.sweeps.point import Task
+from slmflow.sweeps.results import PointResult
+
+Launch = Callable[[Task], Mapping[int, str]]
+"""Run the task's points, wherever, until each has ended; why some gave no result, by number."""
+
+
+class Strategy(Protocol):
+    """Which points are next. ``tell`` it all that ended, those of an earlier session first."""
+
+    def ask(self) -> list[tuple[str, ...]]: ...
+
+    def tell(self, result: PointResult) -> None: ...
+
+    def should_stop(self, number: int, step: int, value: float) -> bool:
+        """Whether a running point, whose objective is ``value`` after so many rows, is worth no
+        more."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    entry_point: str
+    name: str  # "custom_onnx phi3-demo"
+    launcher: str  # basic, joblib, submitit_local, submitit_slurm, ...
+    overrides: tuple[str, ...]  # all that was typed: from these it can be planned again
+    key: str  # equal for the same command
+    points: tuple[tuple[str, ...], ...]  # of a grid; empty where each follows from the others
+    settings: Sweep
+
+    @property
+    def total(self) -> int:
+        return len(self.points) or self.settings.trials
+
+    def number(self, overrides: tuple[str, ...], known: Mapping[tuple[str, ...], int]) -> int:
+        """The place of a point: in the grid, or after all that are known."""
+        if overrides in known:
+            return known[overrides]
+        if self.points:
+            return self.points.index(overrides)
+        return max(known.values(), default=-1) + 1
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)

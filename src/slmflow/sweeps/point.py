@@ -1,0 +1,64 @@
+"""One point, in the process that a launcher gave it: its run begun, carried out, ended."""
+
+import atexit
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from slmflow.sweeps.ledger import Ledger, Point
+from slmflow.sweeps.point_process import PointProcess
+from slmflow.sweeps.results import State
+
+ANSWERED = (0, 1, 2)  # exit codes of an entry point that ended by itself
+
+_kept: PointProcess | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """All that a launcher's process must know, wherever it is. ``points``: in the order in which
+    they are launched."""
+
+    entry_point: str
+    parent: str
+    tracking_uri: str
+    points: tuple[Point, ...]
+    timeout: float | None
+    followed: bool  # it may be stopped half-way
+
+    def run(self, index: int, config: str, overrides: Sequence[str]) -> None:
+        """Nothing is done where the point has FINISHED. Its end is on its run; raises only where
+        the tracking server does not answer."""
+        ledger = Ledger(self.parent, self.tracking_uri)
+        point = self.points[index]
+        run_id = ledger.begin(point)
+        if run_id is None:
+            return
+        order = {
+            "entry_point": self.entry_point,
+            "config": config,
+            "overrides": list(overrides),
+            "run_id": run_id,
+            "experiment_id": ledger.experiment,
+            "followed": self.followed,
+        }
+        ended = process(self.tracking_uri).run(order, self.timeout)
+        if ended.exit_code not in ANSWERED:
+            ledger.end(point, State.killed, ended.words)
+
+
+def process(tracking_uri: str) -> PointProcess:
+    """The one that this process keeps; a new one where there is none that can be used."""
+    global _kept
+    if _kept is None or not _kept.usable:
+        if _kept is None:
+            atexit.register(stop_kept)
+        _kept = PointProcess(tracking_uri)
+    return _kept
+
+
+def stop_kept() -> None:
+    """End the process that is kept, and with it the point that it runs: KILLED."""
+    global _kept
+    if _kept is not None:
+        _kept.stop()
+        _kept = None

@@ -1,0 +1,92 @@
+"""The sweep in the terminal: a line for each point that ended, and how many are left."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+from mlflow.exceptions import MlflowException
+
+from slmflow import console
+from slmflow.sweeps.ledger import Ledger
+from slmflow.sweeps.results import ENDED, PointResult, State
+
+PERIOD = 1.0  # seconds between two looks at the tracking server
+
+Results = dict[int, PointResult]
+
+
+@contextmanager
+def watching(
+    ledger: Ledger, total: int, follow: Callable[[PointResult], None]
+) -> Iterator[Callable[[], Results]]:
+    """Yields a function that looks now and gives every point that has begun, by number.
+
+    Every look shows ``follow`` the points that run or have just ended.
+    """
+    watch = _Watch(ledger, total, follow)
+    stop = threading.Event()
+    with console.progress("run the points", total) as bar:
+        watch.bar = bar
+        watch.look(quietly=True)
+        looking = threading.Thread(target=_keep_looking, args=(watch, stop), daemon=True)
+        looking.start()
+        try:
+            yield watch.look
+        finally:
+            stop.set()
+            looking.join()
+            with suppress(MlflowException):
+                watch.look()
+
+
+def _keep_looking(watch: "_Watch", stop: threading.Event) -> None:
+    while not stop.wait(PERIOD):
+        with suppress(MlflowException):  # the server is away for a moment
+            watch.look()
+
+
+class _Watch:
+    """What is known of the points. A look asks only for those that may have changed."""
+
+    def __init__(self, ledger: Ledger, total: int, follow: Callable[[PointResult], None]) -> None:
+        self.bar: console.Bar
+        self._ledger = ledger
+        self._follow = follow
+        self._known: Results = {}
+        self._told: set[str | None] = set()
+        self._lock = threading.Lock()
+
+    def look(self, quietly: bool = False) -> Results:
+        with self._lock:
+            for one in self._ledger.results(self._since()):
+                self._known[one.number] = one
+                if one.run_id not in self._told:
+                    self._follow(one)
+                if one.state in ENDED and one.run_id not in self._told:
+                    self._told.add(one.run_id)
+                    if one.state is State.finished or not quietly:
+                        self.bar.advance()
+                    if not quietly:
+                        self._tell(one)
+            self.bar.describe(self._words())
+            return dict(self._known)
+
+    def _since(self) -> int:
+        """When the first of those began that have not ended; where all have, the last one."""
+        begun = [one.began or 0 for one in self._known.values()]
+        running = [one.began or 0 for one in self._known.values() if one.state not in ENDED]
+        return min(running) if running else max(begun, default=0)
+
+    def _tell(self, one: PointResult) -> None:
+        mark = "[green]✓[/]" if one.state is State.finished else f"[red]✗ {one.state}[/]"
+        detail = "" if one.state is State.finished else f": {(one.message or '').split(chr(10))[0]}"
+        console.mark(mark, f"point {one.number}: {one.words}{detail}", one.seconds)
+
+    def _words(self) -> str:
+        count = {state: 0 for state in State}
+        for one in self._known.values():
+            count[one.state] += 1
+        bad = count[State.failed] + count[State.killed]
+        pruned = f", {count[State.pruned]} pruned" if count[State.pruned] else ""
+        self.bar.details = [f"{count[State.finished]} finished, {bad} failed{pruned}"]
+        return f"run the points: {count[State.running]} running, {bad} failed"

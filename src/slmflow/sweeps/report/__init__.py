@@ -1,0 +1,1 @@
+"""A sweep as CSV and HTML, in words that the terminal shares."""

@@ -1,0 +1,67 @@
+"""The sweep as one HTML file: it asks for nothing else and runs no script."""
+
+import re
+from functools import cache
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from slmflow.drawing import STYLE_SHEET, svg, units
+from slmflow.sweeps.report import table, words
+from slmflow.sweeps.report.front import draw_front
+from slmflow.sweeps.report.parallel import draw_parallel
+from slmflow.sweeps.report.plot import Role
+from slmflow.sweeps.results import SweepResult
+
+FOLDER = Path(__file__).parent
+OPEN_TROUBLES = 5  # messages; the others open on a click
+
+
+def render_html(result: SweepResult) -> str:
+    """The whole page. What was typed and what failed is shown as it is and can do nothing."""
+    with svg.style():
+        plots = [plot for plot in (draw_parallel(result), draw_front(result)) if plot is not None]
+    page = (
+        _environment()
+        .get_template("sweep.html.j2")
+        .render(
+            sweep=result,
+            plots=plots,
+            points=table.points(result),
+            everything=table.everything(result),
+            troubles=words.troubles(result),
+            open_troubles=OPEN_TROUBLES,
+            css=Markup(STYLE_SHEET.read_text()),
+        )
+    )
+    return units.printable(page)
+
+
+def _breakable(text: str) -> Markup:
+    """A name that may go on in the next line after a low line or a slash."""
+    return Markup("<wbr>").join(re.split(r"(?<=[_/])", text))
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals |= {
+        "words": words,
+        "units": units,
+        "breakable": _breakable,
+        "svg": lambda plot: Markup(plot.svg),
+        "signs": {
+            Role.best: ("mark-0", "\N{BLACK DIAMOND}"),
+            Role.front: ("mark-2", "\N{BLACK CIRCLE}"),
+            Role.other: ("muted", "\N{BLACK CIRCLE}"),
+            Role.unfinished: ("mark-1", "\N{BOX DRAWINGS LIGHT DOUBLE DASH HORIZONTAL}"),
+        },
+    }
+    return environment

@@ -1,0 +1,150 @@
+"""Points through a launcher, until each has ended in a state that is true."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from slmflow import console
+from slmflow.sweeps.ledger import Ledger, Point
+from slmflow.sweeps.plan import Launch, Plan, Strategy
+from slmflow.sweeps.point import Task
+from slmflow.sweeps.progress import watching
+from slmflow.sweeps.results import ENDED, PointResult, State
+
+LEAVE = 30.0  # seconds in which points that were interrupted end by themselves
+POLL = 2.0  # seconds
+INTERRUPTED = "the sweep was interrupted"
+
+
+def run_points(plan: Plan, strategy: Strategy, launch: Launch, ledger: Ledger) -> None:
+    """All that are not FINISHED. On an interrupt nothing is left running."""
+    _wait_for_jobs(ledger)
+    known = ledger.results()
+    numbers = {_overrides(one): one.number for one in known}
+    follow = _Follower(plan, strategy, ledger)
+    with watching(ledger, plan.total, follow) as look, _leaving_nothing(ledger):
+        for one in known:  # after the first look, which has heard how they did on their way
+            strategy.tell(one)
+        while batch := strategy.ask():
+            points = []
+            for overrides in batch:
+                numbers[overrides] = plan.number(overrides, numbers)
+                points.append(Point(numbers[overrides], overrides))
+            _run_batch(points, plan, launch, ledger)
+            results = look()
+            for point in points:
+                strategy.tell(results[point.number])
+
+
+class _Follower:
+    """Hears how running points do, and stops those that the strategy gives up."""
+
+    def __init__(self, plan: Plan, strategy: Strategy, ledger: Ledger) -> None:
+        self._objective = plan.settings.objectives[0]
+        self._prunes = plan.settings.prune
+        self._strategy = strategy
+        self._ledger = ledger
+        self._heard: set[tuple[str | None, int]] = set()
+
+    def __call__(self, result: PointResult) -> None:
+        if not self._prunes:
+            return
+        for step, value in self._ledger.so_far(result, self._objective):
+            if (result.run_id, step) in self._heard:
+                continue
+            self._heard.add((result.run_id, step))
+            behind = self._strategy.should_stop(result.number, step, value)
+            if behind and result.state is State.running:
+                why = f"{self._objective} {value:.3g} after {step} rows: below the median so far"
+                self._ledger.stop(result, why)
+
+
+def _run_batch(points: Sequence[Point], plan: Plan, launch: Launch, ledger: Ledger) -> None:
+    """A launcher that loses its workers is asked again for what it did not begin, as long as it
+    gets something done."""
+    rest = list(points)
+    while rest:
+        task = Task(
+            plan.entry_point,
+            ledger.parent,
+            ledger.tracking_uri,
+            tuple(rest),
+            plan.settings.timeout,
+            plan.settings.prune,
+        )
+        reasons: Mapping[int, str] = {}
+        crash = ""
+        try:
+            reasons = launch(task)
+        except Exception as error:  # the launcher's; what points raise is on their runs
+            crash = f"the launcher failed: {type(error).__name__}: {error}"
+        results = {one.number: one for one in ledger.results()}
+        _end_silent(rest, results, reasons, crash, ledger)
+        not_begun = [point for point in rest if point.number not in results]
+        if len(not_begun) == len(rest) or not crash:
+            for point in not_begun:
+                ledger.end(point, State.failed, reasons.get(point.number) or crash or "not begun")
+            return
+        rest = not_begun
+
+
+def _end_silent(
+    points: Sequence[Point],
+    results: Mapping[int, PointResult],
+    reasons: Mapping[int, str],
+    crash: str,
+    ledger: Ledger,
+) -> None:
+    """Of the points that began: those whose process or job went away without a word."""
+    for point in points:
+        result = results.get(point.number)
+        why = reasons.get(point.number) or crash or "its process or its job went away"
+        if result is not None and (result.state not in ENDED or not result.message):
+            ledger.end(point, State.killed, why)
+
+
+@contextmanager
+def _leaving_nothing(ledger: Ledger) -> Iterator[None]:
+    """Whatever passes through: points that still run end by themselves, or are ended."""
+    try:
+        yield
+    except BaseException:
+        _deaf()  # to a second Ctrl-C: what follows is short, and needed
+        until = time.monotonic() + LEAVE
+        while (left := _not_ended(ledger)) and time.monotonic() < until:
+            time.sleep(0.5)
+        for one in left:
+            ledger.end(Point(one.number, _overrides(one)), State.killed, INTERRUPTED)
+        raise
+
+
+def _not_ended(ledger: Ledger) -> list[PointResult]:
+    return [one for one in ledger.results() if one.state not in ENDED]
+
+
+def _deaf() -> None:
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+
+
+def _wait_for_jobs(ledger: Ledger) -> None:
+    """Of an earlier session whose driver has gone: what a scheduler still has is not run twice."""
+    jobs = ledger.jobs()
+    finished = {one.number for one in ledger.results() if one.state in ENDED}
+    waiting = {number: job for number, job in jobs.items() if number not in finished}
+    if not waiting:
+        return
+    from slmflow.sweeps.scheduler import alive  # late: most sweeps have no jobs
+
+    if not alive(waiting.values()):
+        return
+    with console.step(f"wait for {len(waiting)} jobs of an earlier session"):
+        while alive(waiting.values()):
+            time.sleep(POLL)
+
+
+def _overrides(result: PointResult) -> tuple[str, ...]:
+    return tuple(f"{key}={value}" for key, value in result.overrides.items())
