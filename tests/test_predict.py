@@ -112,8 +112,11 @@ def test_search_options_hold_for_every_row_and_make_another_job(
     rows = write_rows(tmp_path / "rows.jsonl", questions(3))
     do(ONNX, rows, tmp_path / "out", parameters={"max_new_tokens": 1})
     assert {row["completion_tokens"] for row in rows_of(tmp_path / "out")} == {1}
-    with pytest.raises(PredictionError, match=r"search\.max_new_tokens was 1, now it is 2"):
-        do(ONNX, rows, tmp_path / "out", parameters={"max_new_tokens": 2})
+    with pytest.raises(PredictionError, match=r"search\.max_new_tokens was 1, now it is 64"):
+        do(ONNX, rows, tmp_path / "out")
+    as_packaged = do(ONNX, rows, tmp_path / "other")
+    assert as_packaged.manifest["identity"]["parameters"]["max_new_tokens"] == 64
+    assert do(ONNX, rows, tmp_path / "other", parameters={"max_new_tokens": 64}).new == []
 
 
 def test_an_alias_is_one_version_from_begin_to_end(store: Workplace, tmp_path: Path) -> None:

@@ -163,7 +163,7 @@ def test_a_part_that_is_gone_or_cut_is_made_again(
     ("change", "told"),
     [
         ({"model": replace(MODEL, digest="digest-2", spec=ModelSpec("models:/echo/2"))}, "echo/2"),
-        ({"model": replace(MODEL, parameters={})}, r"temperature was 0.5, now it is as the model"),
+        ({"model": replace(MODEL, parameters={})}, r"temperature was 0.5, now it is null"),
         ({"part_rows": 5}, r"part_rows was 4, now it is 5"),
         ({"rows": ["changed"]}, r"input rows.jsonl has other rows now"),
     ],

@@ -292,6 +292,7 @@ class Started:
     limited: Submission  # to one minute
     stubborn: Submission  # does not yield to signals
     interrupted: Submission
+    abandoned: Submission
 
 
 @pytest.fixture(scope="module")
@@ -307,6 +308,7 @@ def started(site: Site) -> Started:
             site.submit(address, "main", "-v", version, "-P", "seconds=5"),
             site.submit(site.toy, "main", time=1, grace=5, additional={"nodelist": "n1"}),
             site.submit(site.toy, "stubborn"),
+            site.submit(site.toy, "main"),
             site.submit(site.toy, "main"),
         )
         started.fetched.wait_for("is job")
@@ -337,6 +339,19 @@ def test_a_cancelled_job_that_does_not_yield_leaves_nothing_running(
     assert job.process.wait(PATIENCE) == 1
     assert (job.run.info.status, job.children) == ("KILLED", ["KILLED"])
     assert "was cancelled" in job.run.data.tags["slmflow.error"]
+
+
+@needs_slurm
+def test_a_job_that_is_cancelled_when_its_submitter_is_gone_ends_its_run_itself(
+    site: Site, started: Started
+) -> None:
+    job = started.abandoned
+    job.wait_for("begun")
+    job.process.kill()
+    site.cluster.run("scancel", job.job)
+    wait_until(lambda: job.job not in site.cluster.queue(), job.output)
+    assert (job.run.info.status, job.children) == ("KILLED", ["KILLED"])
+    assert "told to end (SIGTERM)" in job.run.data.tags["slmflow.error"]
 
 
 @needs_slurm

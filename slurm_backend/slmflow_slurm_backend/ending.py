@@ -38,7 +38,7 @@ def settle(
     run = client.get_run(run_id)
     name = state.name if state else "unknown"
     # A job that only failed has said why, if its run has a reason; Slurm knows no better one.
-    if False and run.info.status != "FINISHED" and not (name == "FAILED" and ERROR in run.data.tags):
+    if run.info.status != "FINISHED" and not (name == "FAILED" and ERROR in run.data.tags):
         why = reason(job_id, state, log)
         end_run(client, run, "KILLED" if name in KILLED_STATES else "FAILED", why)
     end_children(client, run, "its parent's job has ended")

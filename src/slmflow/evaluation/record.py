@@ -22,6 +22,7 @@ from slmflow.evaluation.data.log import as_mlflow
 from slmflow.evaluation.findings import Findings
 from slmflow.evaluation.results import Evaluation, Figure
 from slmflow.evaluation.scoring import Array, ScoredRow
+from slmflow.tracking.run import artifact_place
 
 POINTS = 50  # of a series over the rows
 GROUP_ROWS = 1000  # of the Parquet file that are held at once
@@ -101,12 +102,9 @@ def log_report(evaluation: Evaluation) -> None:
 
 def report_place() -> str:
     """Where a person finds the report: a page of the tracking server, or a path."""
-    run, uri = mlflow.active_run(), mlflow.get_tracking_uri()
-    if run is not None and uri.startswith("http"):
-        server = re.sub(r"//[^/@]+@", "//", uri).rstrip("/")  # without user name and password
-        place = f"experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
-        return f"{server}/#/{place}/artifacts/report.html"
-    return str(mlflow.get_artifact_uri("report.html")).removeprefix("file://")
+    run = mlflow.active_run()
+    assert run is not None
+    return artifact_place(run.info.run_id, "report.html")
 
 
 def key(label: str) -> str:

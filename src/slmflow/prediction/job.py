@@ -1,6 +1,7 @@
 """What a job is, kept beside its output: so that the same command goes on with it, and another is
 refused."""
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -32,7 +33,7 @@ class Identity:
 
     input: list[dict[str, Any]]  # name, size and digest of each file
     model: dict[str, Any]  # uri of one version, digest
-    parameters: dict[str, Any]  # that change what the model was packaged with
+    parameters: dict[str, Any]  # search options
     part_rows: int
 
 
@@ -142,7 +143,7 @@ def _differences(before: Identity, now: Identity) -> Iterator[str]:
     for name in sorted({*before.parameters, *now.parameters}):
         was, is_now = before.parameters.get(name), now.parameters.get(name)
         if was != is_now:
-            yield f"its search.{name} was {_shown(was)}, now it is {_shown(is_now)}"
+            yield f"its search.{name} was {json.dumps(was)}, now it is {json.dumps(is_now)}"
     yield from _other_files(before.input, now.input)
     if before.part_rows != now.part_rows:
         yield f"its predict.part_rows was {before.part_rows}, now it is {now.part_rows}"
@@ -157,10 +158,6 @@ def _other_files(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> Ite
         yield f"its input {changed[0]} has other rows now"
     else:
         yield f"its input was {', '.join(was)}, now it is {', '.join(is_now)}"
-
-
-def _shown(value: object) -> str:
-    return "as the model was packaged" if value is None else repr(value)
 
 
 def _sizes(folder: str) -> dict[str, int]:

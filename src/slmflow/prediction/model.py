@@ -26,7 +26,7 @@ class ModelSpec:
     folder: str | None = None  # where its files lie, on nodes that see that folder
     model_config: Mapping[str, Any] = field(default_factory=dict)  # over what it was packaged with
     tracking_uri: str | None = None  # None: as it is set where the model is loaded
-    registry_uri: str | None = None
+    registry_uri: str | None = None  # None: the same
 
 
 class RestartingModel:

@@ -10,15 +10,14 @@ import mlflow
 from slmflow.answering import model_files
 from slmflow.errors import ConfigError
 from slmflow.prediction.model import ModelSpec
+from slmflow.served.search import SEARCH_OPTIONS
 from slmflow.tracking.registry import find_version
 from slmflow.tracking.run import absolute_tracking_uri
-
-UNNOTICED = ("threads",)  # parameters that say nothing about the answers
 
 
 @dataclass(frozen=True)
 class Pinned:
-    """``parameters`` are those that change what the model was packaged with."""
+    """``parameters`` are the search options that hold, where this project packaged the model."""
 
     spec: ModelSpec
     digest: str
@@ -44,21 +43,23 @@ def pin(uri: str, parameters: Mapping[str, Any], threads: Any, downloads: Path) 
     fixed = uri if version is None else f"models:/{version.name}/{version.version}"
     folder = model_files.fetch(fixed, downloads).absolute()
     told = model_files.about(folder)
-    config: dict[str, Any] = {}
+    config, packaged = {}, {}
     if model_files.is_ours(folder):
+        packaged = model_files.packaged_settings(told)
         if threads == "auto":
-            threads = model_files.packaged_settings(told).get("threads", threads)
+            threads = packaged.get("threads", threads)
         config = model_files.known(fixed, {**parameters, "threads": threads}, told)
     elif parameters:
         raise ConfigError(
             f"search says nothing to {uri}, which this project did not package; leave it out"
         )
+    registry = mlflow.get_registry_uri()
     spec = ModelSpec(
         uri=fixed,
         folder=str(folder),
         model_config=config,
         tracking_uri=absolute_tracking_uri(),
-        registry_uri=mlflow.get_registry_uri(),
+        registry_uri=None if registry == mlflow.get_tracking_uri() else registry,
     )
-    asked = {name: value for name, value in config.items() if name not in UNNOTICED}
-    return Pinned(spec, model_files.digest(folder, told), asked, told.get("model_id"))
+    holds = {k: v for k, v in {**packaged, **config}.items() if k in SEARCH_OPTIONS}
+    return Pinned(spec, model_files.digest(folder, told), holds, told.get("model_id"))

@@ -21,9 +21,15 @@ from slmflow.sweeps.results import State, SweepResult
 from slmflow.sweeps.run_points import run_points
 from slmflow.sweeps.session import session
 from slmflow.tracking.reason import reason
-from slmflow.tracking.run import absolute_tracking_uri, choose_experiment, open_run
+from slmflow.tracking.run import (
+    absolute_tracking_uri,
+    artifact_place,
+    choose_experiment,
+    open_run,
+)
 
 KEY = "slmflow.sweep.key"
+COMMAND = "slmflow.sweep.command"
 PLAN = "sweep_plan.json"
 RUN_ID = "MLFLOW_RUN_ID"
 
@@ -133,7 +139,9 @@ def _tell_beginning(plan: Plan, ledger: Ledger, again: bool) -> None:
         )
         return
     settings = asdict(plan.settings)
-    mlflow.set_tags({KEY: plan.key, "slmflow.entry_point": plan.entry_point})
+    command = f"{plan.entry_point} {' '.join(plan.overrides)}"
+    tags = {KEY: plan.key, "slmflow.entry_point": plan.entry_point, COMMAND: command[:5000]}
+    mlflow.set_tags(tags)
     known = mlflow.get_run(ledger.parent).data.params
     told = {f"sweep.{name}": value for name, value in settings.items() if name != "over"}
     mlflow.log_params({name: value for name, value in told.items() if name not in known})
@@ -144,6 +152,7 @@ def _show(result: SweepResult) -> None:
     from slmflow.sweeps.show import show_sweep  # late: only at the end
 
     show_sweep(result)
+    console.note(f"the whole page: {artifact_place(result.run_id, 'sweep.html')}")
 
 
 def _demand_all(result: SweepResult, total: int) -> None:

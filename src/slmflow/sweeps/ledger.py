@@ -146,15 +146,14 @@ def attempts_of(run: Run) -> int:
 
 
 def end_tree(client: MlflowClient, run: Run, state: State, message: str) -> None:
-    """End the run and all below it that have not ended, with the reason."""
+    """End the run and all below it that have not ended, KILLED or FAILED, with the reason."""
     for child in search(client, run.info.experiment_id, f"tags.`{PARENT}` = '{run.info.run_id}'"):
         end_tree(client, child, state, message)
-    if RunStatus.is_terminated(RunStatus.from_string(run.info.status)):
-        return
-    status = "KILLED" if state in (State.killed, State.pruned) else "FAILED"
-    tag = PRUNED if state is State.pruned else ERROR
-    client.set_tag(run.info.run_id, tag, message[:LONGEST])
-    client.set_terminated(run.info.run_id, status)
+    terminated = RunStatus.is_terminated(RunStatus.from_string(run.info.status))
+    if run.info.status != "FINISHED" and ERROR not in run.data.tags:
+        client.set_tag(run.info.run_id, ERROR, message[:LONGEST])
+    if not terminated:
+        client.set_terminated(run.info.run_id, "KILLED" if state is State.killed else "FAILED")
 
 
 def search(client: MlflowClient, experiment: str, where: str) -> list[Run]:

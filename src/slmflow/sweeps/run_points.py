@@ -10,11 +10,12 @@ from slmflow import console
 from slmflow.sweeps.ledger import Ledger, Point
 from slmflow.sweeps.plan import Launch, Plan, Strategy
 from slmflow.sweeps.point import Task
-from slmflow.sweeps.progress import watching
+from slmflow.sweeps.progress import Look, watching
 from slmflow.sweeps.results import ENDED, PointResult, State
 
 LEAVE = 30.0  # seconds in which points that were interrupted end by themselves
 POLL = 2.0  # seconds
+BAD = frozenset({State.failed, State.killed})
 INTERRUPTED = "the sweep was interrupted"
 
 
@@ -32,7 +33,7 @@ def run_points(plan: Plan, strategy: Strategy, launch: Launch, ledger: Ledger) -
             for overrides in batch:
                 numbers[overrides] = plan.number(overrides, numbers)
                 points.append(Point(numbers[overrides], overrides))
-            _run_batch(points, plan, launch, ledger)
+            _run_batch(points, plan, launch, ledger, look)
             results = look()
             for point in points:
                 strategy.tell(results[point.number])
@@ -61,7 +62,9 @@ class _Follower:
                 self._ledger.stop(result, why)
 
 
-def _run_batch(points: Sequence[Point], plan: Plan, launch: Launch, ledger: Ledger) -> None:
+def _run_batch(
+    points: Sequence[Point], plan: Plan, launch: Launch, ledger: Ledger, look: Look
+) -> None:
     """A launcher that loses its workers is asked again for what it did not begin, as long as it
     gets something done."""
     rest = list(points)
@@ -80,7 +83,7 @@ def _run_batch(points: Sequence[Point], plan: Plan, launch: Launch, ledger: Ledg
             reasons = launch(task)
         except Exception as error:  # the launcher's; what points raise is on their runs
             crash = f"the launcher failed: {type(error).__name__}: {error}"
-        results = {one.number: one for one in ledger.results()}
+        results = look()
         _end_silent(rest, results, reasons, crash, ledger)
         not_begun = [point for point in rest if point.number not in results]
         if len(not_begun) == len(rest) or not crash:
@@ -101,7 +104,9 @@ def _end_silent(
     for point in points:
         result = results.get(point.number)
         why = reasons.get(point.number) or crash or "its process or its job went away"
-        if result is not None and (result.state not in ENDED or not result.message):
+        if result is not None and (
+            result.state not in ENDED or (result.state in BAD and not result.message)
+        ):
             ledger.end(point, State.killed, why)
 
 

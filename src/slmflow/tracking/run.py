@@ -97,6 +97,16 @@ def log_outcome(models: Sequence[str], figures: Mapping[str, float]) -> None:
     mlflow.log_metrics(dict(figures))
 
 
+def artifact_place(run_id: str, name: str) -> str:
+    """Where a person finds it: a page of the tracking server, or a path."""
+    run, uri = mlflow.get_run(run_id), mlflow.get_tracking_uri()
+    if uri.startswith("http"):
+        server = re.sub(r"//[^/@]+@", "//", uri).rstrip("/")  # without user name and password
+        place = f"experiments/{run.info.experiment_id}/runs/{run_id}"
+        return f"{server}/#/{place}/artifacts/{name}"
+    return f"{run.info.artifact_uri}/{name}".removeprefix("file://")
+
+
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """``{"search": {"top_k": 0}}`` to ``{"search.top_k": 0}``."""
     flat: dict[str, Any] = {}

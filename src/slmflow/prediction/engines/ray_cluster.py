@@ -2,7 +2,9 @@
 
 import logging
 import os
+import re
 import secrets
+import socket
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +17,8 @@ from slmflow.console import prose
 from slmflow.prediction.engines.remote import handlers_kept
 from slmflow.prediction.errors import PredictionError
 
+HOST_AND_PORT = re.compile(r"(ray://)?(?P<host>[^:/]+):(?P<port>\d+)")
+CONNECT_SECONDS = 10.0
 OBJECT_STORE = 100 * 1024 * 1024  # bytes; only jobs and their records pass through it
 
 
@@ -27,6 +31,7 @@ def connected(settings: Engine) -> Iterator[None]:
     # As Ray has it: what `ray job submit` and `ray start` tell by this variable.
     address = settings.address or os.environ.get("RAY_ADDRESS")
     if address is not None:
+        _check_reachable(address)
         with _initialised({"address": address}, address):
             yield
         return
@@ -51,6 +56,20 @@ def tell_if_nobody_works(settings: Engine) -> None:
         f"each (engine.workers, engine.cpus). The cluster's nodes have {', '.join(cpus)} CPUs; "
         "they may wait for others' work to end."
     )
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself would try for minutes, and print every attempt."""
+    found = HOST_AND_PORT.fullmatch(address)
+    if found is None:  # auto, local, or a form that Ray refuses
+        return
+    try:
+        socket.create_connection((found["host"], int(found["port"])), CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise PredictionError(
+            f"engine.address={address} cannot be reached ({error}); give the address that "
+            "`ray start --head` printed, or auto on a node of the cluster"
+        ) from None
 
 
 @contextmanager

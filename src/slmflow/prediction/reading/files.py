@@ -57,7 +57,12 @@ def find_files(place: str) -> list[InputFile]:
         found = sorted(system.ls(path, detail=True), key=lambda about: str(about["name"]))
     except OSError as error:
         raise DataError(f"input={place} cannot be read: {error}") from None
-    chosen = [about for about in found if not _name(about).startswith(("_", "."))]
+    chosen = [
+        about
+        for about in found
+        # Object stores may list the folder itself.
+        if not _name(about).startswith(("_", ".")) and about["name"].rstrip("/") != path.rstrip("/")
+    ]
     if not chosen:
         raise DataError(f"input={place} is a folder without files; it needs {ALLOWED}")
     return [_file(system, about, place) for about in chosen]
