@@ -47,7 +47,7 @@ class RestartingModel:
             mlflow.set_tracking_uri(self._spec.tracking_uri)
         if self._spec.registry_uri is not None:
             mlflow.set_registry_uri(self._spec.registry_uri)
-        self._running()
+        self._started()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -67,8 +67,9 @@ class RestartingModel:
         # As the model's process does, so that those it was at when it died are the first ones left.
         left = sorted(range(len(rows)), key=lambda index: _length(rows[index]))
         while left:
+            process = self._loaded()
             try:
-                self._together(rows, left, found, answered)
+                self._together(process, rows, left, found, answered)
             except AskError as error:
                 self._bury(error)
                 suspects = [index for index in left if index not in found][:BATCH_ROWS]
@@ -80,12 +81,12 @@ class RestartingModel:
 
     def _together(
         self,
+        process: ModelProcess,
         rows: Sequence[Row],
         chosen: Sequence[int],
         found: dict[int, Reply],
         answered: Callable[[int], None],
     ) -> None:
-        process = self._running()
         process.begin([rows[index] for index in chosen])
         for place, reply in process.finish():
             found[chosen[place]] = reply
@@ -93,7 +94,7 @@ class RestartingModel:
             answered(1)
 
     def _alone(self, row: Row) -> Reply:
-        process = self._running()
+        process = self._loaded()
         try:
             reply = process.answers([row])[0]
         except AskError as error:
@@ -102,8 +103,14 @@ class RestartingModel:
         self._deaths = 0
         return reply
 
-    def _running(self) -> ModelProcess:
-        """Raises ``AskError`` where the model does not load, or this was left."""
+    def _loaded(self) -> ModelProcess:
+        """Raises ``AskError`` where the model does not load: no row is to blame."""
+        process = self._started()
+        _ = process.load_seconds  # which waits for it
+        return process
+
+    def _started(self) -> ModelProcess:
+        """Raises ``AskError`` where this was left."""
         with self._lock:
             if self._left:
                 raise AskError(f"{self._spec.uri}: the job was stopped")

@@ -58,7 +58,8 @@ class Application:
         try:
             (done,) = self.context.parallelize([job], 1).mapPartitions(task).collect()
         except Py4JError as error:
-            raise PredictionError(f"Spark gave up: {_reason(error)}") from None
+            told = "\n".join(["Spark gave up:", _reason(error), *_last_errors(self.log)])
+            raise PredictionError(told) from None
         return bytes(done)
 
     def tell_if_nobody_works(self) -> None:
@@ -96,7 +97,8 @@ def _started(settings: Engine, gateway: Any, log: Path, code: Path) -> Applicati
         with handlers_kept():
             context = SparkContext(conf=conf, gateway=gateway)
     except Py4JError as error:
-        raise PredictionError(f"Spark did not start on {master}: {_reason(error)}") from None
+        told = [f"Spark did not start on {master}:", _reason(error), *_last_errors(log)]
+        raise PredictionError("\n".join(told)) from None
     # Spark's own default is python3, whichever that is.
     python = settings.conf.get("spark.pyspark.python") or os.environ.get("PYSPARK_PYTHON")
     context.pythonExec = python or sys.executable
@@ -189,6 +191,12 @@ def _reason(error: Exception) -> str:
     lines = [line for line in message.splitlines() if line.strip()]
     python = [line for line in lines if not line.startswith(("\tat ", "Driver stacktrace"))]
     return lines[0] if python[-1:] == lines[:1] else f"{lines[0]}\n{python[-1]}"
+
+
+def _last_errors(log: Path) -> list[str]:
+    """Two that Spark printed: why a master or its executors are gone is told there alone."""
+    lines = log.read_text(errors="replace").splitlines()
+    return [line for line in lines if " ERROR " in line][-2:]
 
 
 def _tail(log: Path) -> str:

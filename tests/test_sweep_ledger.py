@@ -1,0 +1,255 @@
+"""The tree and the driver of a sweep, on a real tracking store, without running any point."""
+
+import os
+import shutil
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from slmflow.config.sweep import Strategy, Sweep
+from slmflow.errors import TrackingError
+from slmflow.sweeps import session as sessions
+from slmflow.sweeps.ledger import ERROR, PARENT, Ledger, Point
+from slmflow.sweeps.plan import Plan
+from slmflow.sweeps.results import PointResult, State
+from slmflow.sweeps.run_points import _Follower, run_points
+from slmflow.sweeps.session import SESSION, driver_of, session
+from slmflow.sweeps.strategy import Grid
+from slmflow.tracking import follow
+from tests.conftest import _empty_store
+
+POINTS = (("a=1",), ("a=2",), ("a=3",))
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
+    shutil.copyfile(_empty_store(), tmp_path / "mlflow.db")
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    client = MlflowClient(uri)
+    client.create_experiment("sweeps", artifact_location=(tmp_path / "artifacts").as_uri())
+    return client
+
+
+@pytest.fixture
+def ledger(store: MlflowClient) -> Ledger:
+    experiment = store.get_experiment_by_name("sweeps")
+    parent = store.create_run(experiment.experiment_id)
+    return Ledger(parent.info.run_id, store.tracking_uri)
+
+
+def plan_of(**settings: object) -> Plan:
+    return Plan("custom_onnx", "custom_onnx demo", "basic", (), "key", POINTS, Sweep(**settings))  # type: ignore[arg-type]
+
+
+def test_a_point_that_is_begun_again_keeps_its_earlier_attempt_below_it(
+    store: MlflowClient, ledger: Ledger
+) -> None:
+    point = Point(0, ("a=1",))
+    first = ledger.begin(point)
+    second = ledger.begin(point)
+    assert first is not None and second is not None
+    (found,) = ledger.results()
+    assert (found.run_id, found.attempts, found.state) == (second, 2, State.running)
+    earlier = store.get_run(first)
+    assert earlier.info.status == "KILLED"
+    assert earlier.data.tags[PARENT] == second
+
+
+def test_a_point_that_has_finished_is_not_begun_again(store: MlflowClient, ledger: Ledger) -> None:
+    point = Point(0, ("a=1",))
+    store.set_terminated(ledger.begin(point), "FINISHED")
+    assert ledger.begin(point) is None
+
+
+def test_to_end_a_point_ends_all_that_runs_below_it_and_nothing_that_ended(
+    store: MlflowClient, ledger: Ledger
+) -> None:
+    point = Point(1, ("a=2",))
+    run_id = ledger.begin(point)
+    below = store.create_run(ledger.experiment, tags={PARENT: run_id}).info.run_id
+    deeper = store.create_run(ledger.experiment, tags={PARENT: below}).info.run_id
+    done = store.create_run(ledger.experiment, tags={PARENT: run_id}).info.run_id
+    store.set_terminated(done, "FINISHED")
+    ledger.end(point, State.killed, "out of memory")
+    assert [store.get_run(one).info.status for one in (run_id, below, deeper)] == ["KILLED"] * 3
+    assert store.get_run(done).info.status == "FINISHED"
+    assert store.get_run(run_id).data.tags[ERROR] == "out of memory"
+
+
+def test_a_point_that_never_began_gets_a_run_that_says_why(ledger: Ledger) -> None:
+    ledger.end(Point(2, ("a=3",)), State.failed, "its job was refused")
+    (found,) = ledger.results()
+    assert (found.number, found.state, found.message) == (2, State.failed, "its job was refused")
+
+
+def test_of_drivers_that_claim_a_sweep_at_once_one_has_it(
+    store: MlflowClient, ledger: Ledger
+) -> None:
+    at_once, done = threading.Barrier(6), threading.Barrier(6)
+
+    def claim(_: int) -> bool:
+        at_once.wait()
+        try:
+            with session(ledger.parent, MlflowClient(store.tracking_uri)):
+                done.wait()
+            return True
+        except TrackingError as error:
+            assert "is being run by" in str(error)
+            done.wait()
+            return False
+
+    with ThreadPoolExecutor(6) as threads:
+        assert sorted(threads.map(claim, range(6))) == [False] * 5 + [True]
+
+
+def test_a_sweep_that_was_let_go_can_be_driven_again(store: MlflowClient, ledger: Ledger) -> None:
+    for _ in range(2):
+        with session(ledger.parent, store):
+            pass
+    params = store.get_run(ledger.parent).data.params
+    assert {f"{SESSION}1", f"{SESSION}2"} <= set(params)
+
+
+def foreign_driver(store: MlflowClient, ledger: Ledger, host: str, pid: int) -> None:
+    store.log_param(ledger.parent, f"{SESSION}1", f"ann@{host}:{pid}:1.0:abcd")
+
+
+def test_a_driver_that_died_on_this_machine_is_replaced_at_once(
+    store: MlflowClient, ledger: Ledger
+) -> None:
+    foreign_driver(store, ledger, socket.gethostname(), os.getpid())  # of another start time
+    with session(ledger.parent, store):
+        driver = driver_of(store.get_run(ledger.parent))
+    assert driver is not None and f":{os.getpid()}:" in driver
+
+
+@pytest.mark.parametrize("beats", [True, False])
+def test_a_driver_elsewhere_counts_as_dead_when_it_is_silent(
+    store: MlflowClient, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, beats: bool
+) -> None:
+    monkeypatch.setattr(sessions, "BEAT", 1.0)
+    foreign_driver(store, ledger, "elsewhere", 1)
+    stop = threading.Event()
+    if beats:
+        thread = threading.Thread(target=sessions._beat, args=(ledger.parent, store, stop))
+        thread.start()
+        with pytest.raises(TrackingError, match="is being run by ann@elsewhere"):
+            sessions._claim(ledger.parent, store)
+        stop.set()
+        thread.join()
+    else:
+        with session(ledger.parent, store):
+            pass
+
+
+def test_a_launcher_that_loses_its_workers_is_asked_for_what_is_left(
+    store: MlflowClient, ledger: Ledger
+) -> None:
+    launched = []
+
+    def launch(task):  # type: ignore[no-untyped-def]
+        launched.append([point.number for point in task.points])
+        store.set_terminated(ledger.begin(task.points[0]), "FINISHED")
+        raise RuntimeError("a worker was lost")
+
+    run_points(plan_of(), Grid(POINTS), launch, ledger)
+    assert launched == [[0, 1, 2], [1, 2], [2]]
+    assert [one.state for one in ledger.results()] == [State.finished] * 3
+
+
+def test_a_launcher_that_begins_nothing_is_not_asked_again(ledger: Ledger) -> None:
+    def launch(task):  # type: ignore[no-untyped-def]
+        raise RuntimeError("no such partition")
+
+    run_points(plan_of(), Grid(POINTS), launch, ledger)
+    found = ledger.results()
+    assert [one.state for one in found] == [State.failed] * 3
+    assert all("no such partition" in (one.message or "") for one in found)
+
+
+def test_a_point_whose_job_went_away_says_what_the_scheduler_says(ledger: Ledger) -> None:
+    def launch(task):  # type: ignore[no-untyped-def]
+        ledger.begin(task.points[0])
+        return {0: "Slurm: TIMEOUT", 1: "Slurm: CANCELLED before it began", 2: "Slurm: NODE_FAIL"}
+
+    run_points(plan_of(), Grid(POINTS), launch, ledger)
+    found = ledger.results()
+    assert [one.state for one in found] == [State.killed, State.failed, State.failed]
+    assert found[0].message == "Slurm: TIMEOUT"
+
+
+def test_an_interrupt_ends_what_runs_and_passes_on(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slmflow.sweeps.run_points.LEAVE", 0.1)
+    monkeypatch.setattr("slmflow.sweeps.run_points._deaf", lambda: None)
+
+    def launch(task):  # type: ignore[no-untyped-def]
+        ledger.begin(task.points[0])
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_points(plan_of(), Grid(POINTS), launch, ledger)
+    (found,) = ledger.results()
+    assert (found.state, found.message) == (State.killed, "the sweep was interrupted")
+
+
+class StopsBelowHalf(Grid):
+    def should_stop(self, number: int, step: int, value: float) -> bool:
+        return value < 0.5
+
+
+def test_a_point_that_falls_behind_is_stopped_when_it_next_reports(
+    store: MlflowClient, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = ledger.begin(Point(0, ("a=1",)))
+    assert run_id is not None
+    monkeypatch.setenv(follow.FOLLOWED, run_id)
+    settings = {"prune": True, "strategy": Strategy.tpe, "objectives": ["correct"]}
+    follower = _Follower(plan_of(**settings), StopsBelowHalf(POINTS), ledger)
+    follow.report("correct", 0.9, 20)
+    follower(ledger.results()[0])
+    follow.report("correct", 0.2, 40)  # told, and heard after it
+    follower(ledger.results()[0])
+    with pytest.raises(follow.Pruned, match="after 40 rows"):
+        follow.report("correct", 0.2, 60)
+    store.set_terminated(run_id, "KILLED")
+    (found,) = ledger.results()
+    assert found.state is State.pruned
+    assert found.message == "correct 0.2 after 40 rows: below the median so far"
+
+
+def test_nothing_is_reported_where_no_sweep_follows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(follow.FOLLOWED, raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")  # nobody answers there
+    follow.report("correct", 0.5, 10)
+
+
+def test_jobs_are_remembered_by_point_and_the_last_one_counts(ledger: Ledger) -> None:
+    assert ledger.jobs() == {}
+    ledger.note_jobs({0: "slurm:7_0", 1: "slurm:7_1"})
+    ledger.note_jobs({1: "slurm:9"})
+    assert ledger.jobs() == {0: "slurm:7_0", 1: "slurm:9"}
+
+
+def test_a_parameter_that_is_written_once_stays_what_it_was(
+    store: MlflowClient, ledger: Ledger
+) -> None:
+    """What claims rest on."""
+    store.log_param(ledger.parent, "once", "mine")
+    with pytest.raises(MlflowException):
+        store.log_param(ledger.parent, "once", "yours")
+    assert store.get_run(ledger.parent).data.params["once"] == "mine"
+
+
+def test_a_result_knows_what_it_was_asked(ledger: Ledger) -> None:
+    ledger.begin(Point(0, ("model.probe.question='a=b, c'", "search.top_k=1")))
+    (found,) = ledger.results()
+    assert isinstance(found, PointResult)
+    assert found.overrides == {"model.probe.question": "'a=b, c'", "search.top_k": "1"}
