@@ -32,7 +32,7 @@ hydra:
 def main() -> None:
     parser = work.parser("slurm", __doc__, rounds=2)
     parser.add_argument("--points", type=int, default=8)
-    parser.add_argument("--new-tokens", type=int, default=1500, help="of each point")
+    parser.add_argument("--new-tokens", type=int, default=1000, help="of each point")
     options = parser.parse_args()
     place = work.prepare(options.work)
     from tests.slurm_cluster import missing, slurm_cluster
@@ -41,15 +41,17 @@ def main() -> None:
         sys.exit(reason)
     task = Decode(work.int4_model(Shape()).path, options.new_tokens)
     seconds: dict[str, list[float]] = {name: [] for name in NODES}
-    with tempfile.TemporaryDirectory(prefix="slurm-", dir=place) as folder:
-        with slurm_cluster(Path(folder) / "cluster") as cluster:
-            os.environ.update(cluster.environment)
-            os.environ["PYTHONPATH"] = f"{PROJECT_ROOT / 'src'}{os.pathsep}{PROJECT_ROOT}"
-            with console.progress("rounds", options.rounds) as bar:
-                for number in range(options.rounds):
-                    for name in NODES if number % 2 else reversed(NODES):
-                        seconds[name].append(run(task, options.points, NODES[name], Path(folder)))
-                    bar.advance()
+    with (
+        tempfile.TemporaryDirectory(prefix="slurm-", dir=place) as folder,
+        slurm_cluster(Path(folder) / "cluster") as cluster,
+        console.progress("rounds", options.rounds) as bar,
+    ):
+        os.environ.update(cluster.environment)
+        os.environ["PYTHONPATH"] = f"{PROJECT_ROOT / 'src'}{os.pathsep}{PROJECT_ROOT}"
+        for number in range(options.rounds):
+            for name in NODES if number % 2 else reversed(NODES):
+                seconds[name].append(run(task, options.points, NODES[name], Path(folder)))
+            bar.advance()
     figures = compare(seconds)
     show(f"{options.points} points of {options.new_tokens} tokens", figures)
     write(options.json, "slurm", figures, points=options.points, new_tokens=options.new_tokens)
@@ -77,7 +79,7 @@ def run(task: Decode, points: int, where: Sequence[str], folder: Path) -> float:
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         typed = [f"hydra.sweep.dir={folder}", "hydra/launcher=submitit_slurm", *where]
-        typed.append(f"hydra.launcher.submitit_folder={folder}/%j")
+        typed.append(f"hydra.launcher.submitit_folder={folder}")
         config = hydra.compose_config("points", typed, RunMode.MULTIRUN, from_shell=False)
         context = HydraContext(callbacks=Callbacks(), config_loader=hydra.config_loader)
     launcher = Plugins.instance().instantiate_launcher(

@@ -149,13 +149,16 @@ def test_a_column_of_mixed_values_becomes_text_and_others_keep_their_kind(
         {"prompt": "a", "whole": 2**60, "number": 1, "flag": True, "mixed": "x", "list": [1]},
         {"prompt": "b", "whole": None, "number": 0.5, "mixed": 7, "list": {"é": 1}},
         {"prompt": "c", "whole": 1, "flag": False, "mixed": False, "huge": 10**30},
+        {"prompt": "d", "exact": 2**60},
+        {"prompt": "e", "exact": 0.5},
     ]
     found = staged_rows(write_jsonl(tmp_path / "rows.jsonl", rows), output)
-    assert [row["whole"] for row in found] == [2**60, None, 1]
-    assert [row["number"] for row in found] == [1.0, 0.5, None]
-    assert [row["flag"] for row in found] == [True, None, False]
-    assert [row["mixed"] for row in found] == ["x", "7", "false"]
-    assert [row["list"] for row in found] == ["[1]", '{"é": 1}', None]
+    assert [row["whole"] for row in found[:3]] == [2**60, None, 1]
+    assert [row["number"] for row in found[:3]] == [1.0, 0.5, None]
+    assert [row["flag"] for row in found[:3]] == [True, None, False]
+    assert [row["mixed"] for row in found[:3]] == ["x", "7", "false"]
+    assert [row["list"] for row in found[:3]] == ["[1]", '{"é": 1}', None]
+    assert [row["exact"] for row in found[3:]] == [str(2**60), "0.5"], "no float holds both"
     assert found[2]["huge"] == "1" + "0" * 30
 
 
@@ -298,6 +301,15 @@ def test_whatever_a_row_is_it_is_asked_or_told_why_not(row: Any) -> None:
         assert str(error)
     else:
         assert set(request) in ({"prompt"}, {"messages"})
+
+
+def test_a_bad_row_of_parquet_is_told_by_its_number(tmp_path: Path, output: str) -> None:
+    prompts = ["fine"] * 600
+    prompts[299] = " "
+    pq.write_table(pa.table({"prompt": prompts}), tmp_path / "rows.parquet")
+    problems = [row[PROBLEM] for row in staged_rows(str(tmp_path / "rows.parquet"), output)]
+    assert [index for index, problem in enumerate(problems) if problem] == [299]
+    assert problems[299].startswith("rows.parquet row 300: prompt is ' '")
 
 
 def test_a_damaged_parquet_file_is_told_before_anything_is_asked(

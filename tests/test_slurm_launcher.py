@@ -21,7 +21,7 @@ from hydra.types import HydraContext, RunMode
 from slmflow.errors import UserError
 from slmflow.sweeps.scheduler import JobLost, SchedulerError, Stage, cancel, job_state, job_states
 from tests.conftest import ROOT
-from tests.slurm_cluster import NODES, Cluster, slurm_cluster
+from tests.slurm_cluster import NODES, Cluster, missing, slurm_cluster
 from tests.slurm_points import Points
 
 PATIENCE = 90  # seconds; a guard against hanging
@@ -41,6 +41,8 @@ hydra:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    if (reason := missing()) is not None:
+        pytest.skip(reason)
     folder = tmp_path_factory.mktemp("slurm")
     started = slurm_cluster(folder, cpus=4, largest_array=LARGEST_ARRAY)
     with started as cluster, pytest.MonkeyPatch.context() as patch:
@@ -265,3 +267,6 @@ def test_local_jobs_share_the_launchers_promises(
     assert str(raised(returned[1])) == "as it was told to"
     assert returned[2].return_value == 2
     assert local.points.lines(2, "submitted")[0].startswith("local:")
+    local.now("what=quick")
+    # Where each launch looks for results: numbers of processes come again.
+    assert len(list((tmp_path / "sweeps").iterdir())) == 2

@@ -188,7 +188,6 @@ def test_an_interrupt_ends_what_runs_and_passes_on(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("slmflow.sweeps.run_points.LEAVE", 0.1)
-    monkeypatch.setattr("slmflow.sweeps.run_points._deaf", lambda: None)
 
     def launch(task):  # type: ignore[no-untyped-def]
         ledger.begin(task.points[0])

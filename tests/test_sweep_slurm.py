@@ -14,7 +14,7 @@ import pytest
 from mlflow.entities import Run
 
 from tests.conftest import ROOT, Workplace, make_workplace
-from tests.slurm_cluster import NODES, Cluster, slurm_cluster
+from tests.slurm_cluster import NODES, Cluster, missing, slurm_cluster
 
 PATIENCE = 300  # seconds; a guard against hanging
 POINTS = 6
@@ -106,6 +106,8 @@ def wait_until(done: Callable[[], object]) -> None:
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Iterator[Sweep]:
+    if (reason := missing()) is not None:
+        pytest.skip(reason)
     with slurm_cluster(tmp_path_factory.mktemp("slurm")) as cluster:
         yield Sweep(make_workplace(tmp_path_factory.mktemp("sweep"), shared_cache), cluster)
 

@@ -14,7 +14,7 @@ from hydra_plugins.hydra_joblib_launcher.config import JobLibLauncherConf
 from hydra_plugins.hydra_submitit_launcher.config import LocalQueueConf, SlurmQueueConf
 from omegaconf import OmegaConf
 
-FOLDER = "${oc.env:SLMFLOW_CACHE,'~/.cache/slmflow'}/sweeps/%j"
+FOLDER = "${oc.env:SLMFLOW_CACHE,'~/.cache/slmflow'}/sweeps"
 
 
 @dataclass
@@ -22,7 +22,7 @@ class SlurmConf(SlurmQueueConf):
     """Each point a task of a Slurm array, with the cluster's defaults where nothing is said."""
 
     _target_: str = "hydra_plugins.slmflow_launchers.SlurmLauncher"
-    submitit_folder: str = FOLDER  # must be on a disk that all nodes share
+    submitit_folder: str = FOLDER  # on a disk that all nodes share; each launch has one of its own
 
 
 @dataclass

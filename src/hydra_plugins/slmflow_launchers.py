@@ -16,8 +16,10 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides
@@ -58,6 +60,9 @@ class _ToTheEnd:
         from slmflow.sweeps.jobs import Jobs
 
         Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
+        # Numbers of processes come again, and those of jobs on another cluster: an earlier launch
+        # must not leave results where this one looks for its own.
+        self._folder = f"{datetime.now():%Y%m%d-%H%M%S}-{uuid4().hex[:6]}"
         waiting = self._batches(job_overrides)
         jobs = Jobs()
         results: dict[int, JobReturn] = {}
@@ -147,7 +152,7 @@ class _ToTheEnd:
         import submitit
 
         options = {f"{self._EXECUTOR}_max_num_timeout": settings.get("max_num_timeout", 0)}
-        folder = settings["submitit_folder"]
+        folder = Path(settings["submitit_folder"]) / self._folder / "%j"
         executor = submitit.AutoExecutor(cluster=self._EXECUTOR, folder=folder, **options)
         common = {item for item in OmegaConf.structured(BaseQueueConf)}
         own = {name: value for name, value in settings.items() if name not in self._OURS}

@@ -71,16 +71,20 @@ def mark(sign: str, text: str, seconds: float | None) -> None:
 
 
 @contextmanager
-def progress(text: str, total: int) -> Iterator["Bar"]:
-    """A bar with count, time and time left for long work; one line when there is no terminal."""
-    columns = (
+def progress(text: str, total: int, steady: bool = True) -> Iterator["Bar"]:
+    """A bar with count, time and time left for long work; one line when there is no terminal.
+
+    ``steady``: what is counted goes fast enough for a rate, by which the time left is told. Where
+    it does not, the caller may tell the time left with ``Bar.describe``.
+    """
+    columns: list[ProgressColumn] = [
         TextColumn("  {task.description}"),
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
-        _Rate(),
+        *([_Rate()] if steady else []),
         TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
+        *([TimeRemainingColumn()] if steady else []),
+    ]
     out = console()
     started = time.monotonic()
     with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bars:

@@ -18,7 +18,7 @@ from slmflow.sweeps.ledger import ERROR, Ledger, search
 from slmflow.sweeps.plan import Launch, Plan, Strategy
 from slmflow.sweeps.record import log_result, move_aliases, result_of
 from slmflow.sweeps.results import State, SweepResult
-from slmflow.sweeps.run_points import run_points
+from slmflow.sweeps.run_points import hear_one_interrupt, run_points
 from slmflow.sweeps.session import session
 from slmflow.tracking.reason import reason
 from slmflow.tracking.run import (
@@ -42,6 +42,7 @@ def run_sweep(plan: Plan, strategy: Strategy, launch: Launch) -> None:
     """Raises ``PointsFailed`` where points did not finish, ``TrackingError`` where another process
     drives this sweep."""
     started = time.monotonic()
+    hear_one_interrupt()
     uri = absolute_tracking_uri()
     client = MlflowClient(uri)
     earlier = _earlier(plan, client)

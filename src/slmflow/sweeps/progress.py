@@ -1,12 +1,14 @@
 """The sweep in the terminal: a line for each point that ended, and how many are left."""
 
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 from mlflow.exceptions import MlflowException
 
 from slmflow import console
+from slmflow.drawing.units import duration
 from slmflow.sweeps.ledger import Ledger
 from slmflow.sweeps.results import ENDED, PointResult, State
 
@@ -26,7 +28,7 @@ def watching(ledger: Ledger, total: int, follow: Callable[[PointResult], None]) 
     """
     watch = _Watch(ledger, total, follow)
     stop = threading.Event()
-    with console.progress("run the points", total) as bar:
+    with console.progress("run the points", total, steady=False) as bar:
         watch.bar = bar
         watch.look(quietly=True)
         looking = threading.Thread(target=_keep_looking, args=(watch, stop), daemon=True)
@@ -52,7 +54,10 @@ class _Watch:
     def __init__(self, ledger: Ledger, total: int, follow: Callable[[PointResult], None]) -> None:
         self.bar: console.Bar
         self._ledger = ledger
+        self._total = total
         self._follow = follow
+        self._started = time.monotonic()
+        self._ended_here = 0
         self._known: Results = {}
         self._told: set[str | None] = set()
         self._lock = threading.Lock()
@@ -68,6 +73,7 @@ class _Watch:
                     if one.state is State.finished or not quietly:
                         self.bar.advance()
                     if not quietly:
+                        self._ended_here += 1
                         self._tell(one)
             self.bar.describe(self._words())
             return dict(self._known)
@@ -91,4 +97,12 @@ class _Watch:
         bad = count[State.failed] + count[State.killed]
         pruned = f", {count[State.pruned]} pruned" if count[State.pruned] else ""
         self.bar.details = [f"{count[State.finished]} finished, {bad} failed{pruned}"]
-        return f"run the points: {count[State.running]} running, {bad} failed"
+        return f"{count[State.running]} running, {bad} failed{self._time_left(count)}"
+
+    def _time_left(self, count: Mapping[State, int]) -> str:
+        """By the points of this session, however many ran at once."""
+        left = self._total - sum(count[state] for state in ENDED)
+        if not self._ended_here or left <= 0:
+            return ""
+        seconds = (time.monotonic() - self._started) / self._ended_here * left
+        return f", about {duration(seconds)} left"

@@ -116,7 +116,6 @@ def _leaving_nothing(ledger: Ledger) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        _deaf()  # to a second Ctrl-C: what follows is short, and needed
         until = time.monotonic() + LEAVE
         while (left := _not_ended(ledger)) and time.monotonic() < until:
             time.sleep(0.5)
@@ -129,10 +128,18 @@ def _not_ended(ledger: Ledger) -> list[PointResult]:
     return [one for one in ledger.results() if one.state not in ENDED]
 
 
-def _deaf() -> None:
+def hear_one_interrupt() -> None:
+    """Ctrl-C, or TERM, once: what it sets off takes seconds, and must not be cut short. From a
+    terminal both come, as `mlflow run` hands its own Ctrl-C on."""
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
+            signal.signal(number, _interrupt)
+
+
+def _interrupt(*_: object) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _wait_for_jobs(ledger: Ledger) -> None:

@@ -21,7 +21,13 @@ from slmflow.prediction.engines.remote import (
     outcome,
     result,
 )
-from slmflow.prediction.engines.spark_application import CODE, DECIDED, Application, application
+from slmflow.prediction.engines.spark_application import (
+    CODE,
+    DECIDED,
+    Application,
+    application,
+    more_settings,
+)
 from slmflow.prediction.model import ModelSpec, RestartingModel
 from slmflow.prediction.part import PartDone, PartJob
 
@@ -31,11 +37,11 @@ AHEAD = 2  # parts an executor, so that none waits for the next one to be handed
 def check(settings: Engine) -> None:
     """Raise ``ConfigError`` where this engine cannot work: before anything is loaded."""
     check_installed("spark", "pyspark", "PySpark")
+    conf = more_settings(settings)
     for name, key in DECIDED.items():
-        if name in settings.conf:
+        if name in conf:
             raise ConfigError(
-                f"engine.conf has {name}={settings.conf[name]}, which follows from {key}; "
-                f"set {key} instead"
+                f"engine.conf has {name}={conf[name]}, which follows from {key}; set {key} instead"
             )
 
 

@@ -1,5 +1,6 @@
 """A Spark application of this job's own: its JVM, its executors, the code that they need."""
 
+import json
 import os
 import re
 import subprocess
@@ -100,11 +101,19 @@ def _started(settings: Engine, gateway: Any, log: Path, code: Path) -> Applicati
         told = [f"Spark did not start on {master}:", _reason(error), *_last_errors(log)]
         raise PredictionError("\n".join(told)) from None
     # Spark's own default is python3, whichever that is.
-    python = settings.conf.get("spark.pyspark.python") or os.environ.get("PYSPARK_PYTHON")
+    python = more_settings(settings).get("spark.pyspark.python") or os.environ.get("PYSPARK_PYTHON")
     context.pythonExec = python or sys.executable
     _pack(code)
     context.addArchive(str(code))
     return Application(context, log, executors, cores)
+
+
+def more_settings(settings: Engine) -> dict[str, str]:
+    """``engine.conf`` as Spark takes it, whose true is no True."""
+    told = dict(settings.conf or {})
+    return {
+        name: value if isinstance(value, str) else json.dumps(value) for name, value in told.items()
+    }
 
 
 def layout(master: str, settings: Engine) -> tuple[int, int]:
@@ -140,7 +149,7 @@ def _jvm(settings: Engine, log: Path) -> Iterator[Any]:
     from pyspark.java_gateway import launch_gateway
 
     conf = SparkConf(loadDefaults=False).setAppName("slmflow predict")
-    conf.setAll([("spark.ui.showConsoleProgress", "false"), *settings.conf.items()])
+    conf.setAll([("spark.ui.showConsoleProgress", "false"), *more_settings(settings).items()])
     if settings.master is not None:
         conf.setMaster(settings.master)
     with log.open("w") as output:
