@@ -1,8 +1,10 @@
 """Slurm: equal points on two nodes over the same points on one, one CPU a node and a point.
 
-A point is a job that loads the int4 model and decodes a fixed number of tokens on one core. The
-time is that of the launcher, from the first submission to the last result: queue, start of Python
-and polling included. The cluster is tests/slurm_cluster.py: root, tests/install_slurm.sh.
+A point is a job that loads the int4 model and reads a fixed number of prompts of 512 tokens on one
+core: reading is bound by the processor, where decoding is bound by the memory, which two nodes on
+one machine share. The time is that of the launcher, from the first submission to the last result:
+queue, start of Python and polling included. The cluster is tests/slurm_cluster.py, as root, with
+what tests/install_slurm.sh installs.
 """
 
 import os
@@ -15,7 +17,7 @@ from pathlib import Path
 from bench import work
 from bench.checkpoint import Shape
 from bench.figures import Figure, ratios, show, write
-from bench.slurm_point import Decode
+from bench.slurm_point import Read
 from slmflow import console
 from slmflow.sources import PROJECT_ROOT
 
@@ -32,14 +34,16 @@ hydra:
 def main() -> None:
     parser = work.parser("slurm", __doc__, rounds=2)
     parser.add_argument("--points", type=int, default=8)
-    parser.add_argument("--new-tokens", type=int, default=1000, help="of each point")
+    parser.add_argument(
+        "--prompts", type=int, default=10, help="that each reads (default: %(default)s)"
+    )
     options = parser.parse_args()
     place = work.prepare(options.work)
     from tests.slurm_cluster import missing, slurm_cluster
 
     if (reason := missing()) is not None:
         sys.exit(reason)
-    task = Decode(work.int4_model(Shape()).path, options.new_tokens)
+    task = Read(work.int4_model(Shape()).path, options.prompts)
     seconds: dict[str, list[float]] = {name: [] for name in NODES}
     with (
         tempfile.TemporaryDirectory(prefix="slurm-", dir=place) as folder,
@@ -53,8 +57,8 @@ def main() -> None:
                 seconds[name].append(run(task, options.points, NODES[name], Path(folder)))
             bar.advance()
     figures = compare(seconds)
-    show(f"{options.points} points of {options.new_tokens} tokens", figures)
-    write(options.json, "slurm", figures, points=options.points, new_tokens=options.new_tokens)
+    show(f"{options.points} points of {options.prompts} prompts", figures)
+    write(options.json, "slurm", figures, points=options.points, prompts=options.prompts)
 
 
 def compare(seconds: dict[str, list[float]]) -> list[Figure]:
@@ -66,7 +70,7 @@ def compare(seconds: dict[str, list[float]]) -> list[Figure]:
     ]
 
 
-def run(task: Decode, points: int, where: Sequence[str], folder: Path) -> float:
+def run(task: Read, points: int, where: Sequence[str], folder: Path) -> float:
     from hydra import initialize_config_dir
     from hydra._internal.callbacks import Callbacks
     from hydra.core.global_hydra import GlobalHydra

@@ -12,9 +12,7 @@ import logging
 import re
 import signal
 import socket
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -121,7 +119,7 @@ class _ToTheEnd:
     def _submit(
         self, batch: Batch, job_overrides: Sequence[Sequence[str]], first: int, jobs: "Jobs"
     ) -> None:
-        from slmflow.sweeps.jobs import outside_any_job
+        from slmflow.sweeps.jobs import outside_any_job, refusal, undisturbed
         from slmflow.sweeps.scheduler import SchedulerError
 
         self.params = batch.settings  # travels with the job
@@ -134,14 +132,14 @@ class _ToTheEnd:
                 (list(job_overrides[place]), "hydra.sweep.dir", number, f"{number}", state)
             )
         told = getattr(self.task_function, "submitted", None)
-        with _undisturbed():  # else a job could be there that nobody knows of
+        with undisturbed():  # else a job could be there that nobody knows of
             with outside_any_job():
                 try:
                     made = self._executor(batch.settings).map_array(
                         self, *zip(*points, strict=True)
                     )
                 except Exception as error:
-                    raise SchedulerError(f"cannot submit: {_refusal(error)}") from None
+                    raise SchedulerError(f"cannot submit: {refusal(error)}") from None
             names = [self._job_name(job.job_id) for job in made]
             jobs.add(dict(zip(batch.places, zip(names, made, strict=True), strict=True)))
         if told is not None:
@@ -211,31 +209,6 @@ def _returned(outcome: Any, overrides: Sequence[str]) -> JobReturn:
     if isinstance(outcome, JobReturn):
         return outcome
     return JobReturn(overrides=list(overrides), status=JobStatus.FAILED, _return_value=outcome)
-
-
-def _refusal(error: Exception) -> str:
-    """The last words of sbatch, without submitit's trace."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = [line for line in lines if line.startswith("sbatch:")]
-    return " ".join(line.removeprefix("sbatch: error: ") for line in said) or "\n".join(lines)
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """An interrupt comes after it. What is started within it hears of interrupts as always."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    usual = {n: signal.signal(n, lambda number, _: came.append(number)) for n in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in usual.items():
-            signal.signal(number, handler)
-    for number in came[:1]:
-        signal.raise_signal(number)
 
 
 def _interrupt(*_: object) -> None:

@@ -1,7 +1,8 @@
 """Settings of batch prediction: how rows are divided, and where they are answered."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 
 class EngineName(StrEnum):
@@ -17,14 +18,21 @@ class Engine:
     name: EngineName = EngineName.local
     workers: int = 1
     cpus: int = 1  # spark, ray: cores of each worker, all of which its model has
+    gpus: int = 0  # ray: of each worker
     master: str | None = None  # spark: URL of the cluster; null: as spark-submit or Spark's own set
-    conf: dict[str, str] = field(default_factory=dict)  # spark: more settings of the session
+    conf: Any = None  # spark: more settings, {name: value}; Any, as others could not be given names
     address: str | None = None  # ray: of the cluster; null: one is started here, and ended
 
     def __post_init__(self) -> None:
         """Raise ``ValueError`` naming the key, its value and what is allowed."""
         for name in ("workers", "cpus"):
             _at_least(f"engine.{name}", getattr(self, name), 1)
+        _at_least("engine.gpus", self.gpus, 0)
+        if self.conf is not None and not isinstance(self.conf, dict):
+            raise ValueError(
+                f"engine.conf is {self.conf}; allowed: Spark's settings, "
+                "as in engine.conf={spark.executor.memoryOverhead: 8g}"
+            )
         for name, engine in (("master", EngineName.spark), ("address", EngineName.ray)):
             value = getattr(self, name)
             if value is not None and self.name is not engine:

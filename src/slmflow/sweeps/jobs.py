@@ -1,6 +1,8 @@
 """Jobs that were submitted by submitit, until each has a result or is known to have none."""
 
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -107,6 +109,31 @@ def outside_any_job() -> Iterator[None]:
         yield
     finally:
         os.environ.update(kept)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """An interrupt comes after it. What is started within it hears of interrupts as always."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    usual = {n: signal.signal(n, lambda number, _: came.append(number)) for n in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+    if came:
+        signal.raise_signal(came[0])
+
+
+def refusal(error: Exception) -> str:
+    """The last words of sbatch, without submitit's trace."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = [line for line in lines if line.startswith("sbatch:")]
+    return " ".join(line.removeprefix("sbatch: error: ") for line in said) or "\n".join(lines)
 
 
 def _has_result(job: Job[Any]) -> bool:

@@ -76,7 +76,9 @@ class _Crew:
 
         self._spec = spec
         self._settings = settings
-        self._actor = ray.remote(num_cpus=settings.cpus, max_restarts=0)(Answerer)
+        self._actor = ray.remote(num_cpus=settings.cpus, num_gpus=settings.gpus, max_restarts=0)(
+            Answerer
+        )
         self._at: dict[Any, tuple[Any, PartJob | None]] = {}  # by what is waited for
         self._again: deque[PartJob] = deque()
         self._attempts: Counter[int | None] = Counter()
