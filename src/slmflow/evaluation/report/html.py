@@ -1,13 +1,13 @@
 """The evaluation as one HTML file: it asks for nothing else and runs no script."""
 
-import re
 from functools import cache
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
 from slmflow.drawing import STYLE_SHEET, svg, units
+from slmflow.drawing.page import environment
 from slmflow.evaluation.report import plots, speed, tables, words
 from slmflow.evaluation.report.diff import diff
 from slmflow.evaluation.results import Evaluation
@@ -58,28 +58,13 @@ def render_html(evaluation: Evaluation) -> str:
     return units.printable(page)
 
 
-def _breakable(text: str) -> Markup:
-    """A name that may go on in the next line after a low line or a slash."""
-    return Markup("<wbr>").join(re.split(r"(?<=[_/])", text))
-
-
 @cache
 def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(FOLDER),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    return environment(
+        FOLDER,
+        words=words,
+        diff=diff,
+        name_cell=tables.name_cell,
+        glyphs=GLYPHS,
+        tones=tables.TONES,
     )
-    environment.globals |= {
-        "words": words,
-        "units": units,
-        "diff": diff,
-        "breakable": _breakable,
-        "name_cell": tables.name_cell,
-        "glyphs": GLYPHS,
-        "tones": tables.TONES,
-        "svg": lambda plot: Markup(plot.svg),
-    }
-    return environment

@@ -1,13 +1,13 @@
 """The sweep as one HTML file: it asks for nothing else and runs no script."""
 
-import re
 from functools import cache
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
 from slmflow.drawing import STYLE_SHEET, svg, units
+from slmflow.drawing.page import environment
 from slmflow.sweeps.report import table, words
 from slmflow.sweeps.report.front import draw_front
 from slmflow.sweeps.report.parallel import draw_parallel
@@ -38,30 +38,15 @@ def render_html(result: SweepResult) -> str:
     return units.printable(page)
 
 
-def _breakable(text: str) -> Markup:
-    """A name that may go on in the next line after a low line or a slash."""
-    return Markup("<wbr>").join(re.split(r"(?<=[_/])", text))
-
-
 @cache
 def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(FOLDER),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals |= {
-        "words": words,
-        "units": units,
-        "breakable": _breakable,
-        "svg": lambda plot: Markup(plot.svg),
-        "signs": {
+    return environment(
+        FOLDER,
+        words=words,
+        signs={
             Role.best: ("mark-0", "\N{BLACK DIAMOND}"),
             Role.front: ("mark-2", "\N{BLACK CIRCLE}"),
             Role.other: ("muted", "\N{BLACK CIRCLE}"),
             Role.unfinished: ("mark-1", "\N{BOX DRAWINGS LIGHT DOUBLE DASH HORIZONTAL}"),
         },
-    }
-    return environment
+    )
