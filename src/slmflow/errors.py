@@ -11,6 +11,9 @@ UserError
 ├── ServeError       a model that cannot be served, or an address that cannot be listened on
 ├── PredictionError  a batch prediction that cannot be begun or gone on with (prediction/errors.py)
 ├── PointsFailed     points of a sweep that did not finish (sweeps/drive.py)
+├── SchedulerError   Slurm refuses, or does not answer (sweeps/scheduler.py)
+├── JobLost          a job that ended without a result (sweeps/scheduler.py)
+├── TimeIsUp         the time limit of a job is near (sweeps/jobs.py)
 └── AskError         a packaged model did not load or died (answering/ask.py)
 """
 

@@ -3,10 +3,11 @@
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from slmflow import console
+from slmflow.errors import UserError
 from slmflow.sweeps.ledger import Ledger, Point
 from slmflow.sweeps.plan import Launch, Plan, Strategy
 from slmflow.sweeps.point import Task
@@ -82,7 +83,8 @@ def _run_batch(
         try:
             reasons = launch(task)
         except Exception as error:  # the launcher's; what points raise is on their runs
-            crash = f"the launcher failed: {type(error).__name__}: {error}"
+            told = str(error) if isinstance(error, UserError) else repr(error)
+            crash = f"the launcher failed: {told}"
         results = look()
         _end_silent(rest, results, reasons, crash, ledger)
         not_begun = [point for point in rest if point.number not in results]
@@ -154,8 +156,17 @@ def _wait_for_jobs(ledger: Ledger) -> None:
     if not alive(waiting.values()):
         return
     with console.step(f"wait for {len(waiting)} jobs of an earlier session"):
-        while alive(waiting.values()):
+        while _alive(waiting.values()):
             time.sleep(POLL)
+
+
+def _alive(jobs: Iterable[str]) -> bool:
+    from slmflow.sweeps.scheduler import SchedulerError, alive
+
+    try:
+        return bool(alive(jobs))
+    except SchedulerError:  # restarted, or overloaded: what runs goes on
+        return True
 
 
 def _overrides(result: PointResult) -> tuple[str, ...]:
