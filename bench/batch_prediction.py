@@ -203,9 +203,9 @@ def compare_speed(rounds: Sequence[Round], tokens: int) -> list[Figure]:
         Figure("bare, start to exit", bare, "tokens/s"),
         Figure("predict, load included", answering, "tokens/s"),
         Figure("predict, start to exit", predict, "tokens/s"),
-        Figure("load included, over generation", ratios(answering, generation)),
-        Figure("start to exit, both", ratios(predict, bare), at_least=SPEED_TARGET),
-        Figure("start to exit, over generation", ratios(predict, generation)),
+        Figure("answering over generation", ratios(answering, generation)),
+        Figure("command over process", ratios(predict, bare), at_least=SPEED_TARGET),
+        Figure("command over generation", ratios(predict, generation)),
         Figure("answers equal to bare", [each.same for each in rounds], "rows"),
     ]
 

@@ -44,7 +44,7 @@ class Engine:
 
 @dataclass
 class Predict:
-    part_rows: int = 256  # answered at once, written as one file; a killed job repeats that many
+    part_rows: int = 512  # answered at once, written as one file; a killed job repeats that many
     overwrite: bool = False  # an output that holds another job: forget that one
 
     def __post_init__(self) -> None:
