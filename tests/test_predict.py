@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from slmflow.answering.ask import AskError, ModelProcess
+from slmflow.answering.ask import AskError, Died, ModelProcess
+from slmflow.answering.model_files import is_here
+from slmflow.answering.reply import Reply
 from slmflow.config.prediction import Engine, Predict
 from slmflow.errors import ConfigError
 from slmflow.prediction.engines import local
@@ -23,9 +26,11 @@ from slmflow.prediction.errors import PredictionError
 from slmflow.prediction.job import jobs
 from slmflow.prediction.model import DEATHS, ModelSpec, RestartingModel
 from slmflow.prediction.part import ANSWER_FIELDS
+from slmflow.prediction.pinned import pin
 from slmflow.prediction.places import absolute
 from slmflow.prediction.predict import Asked, Summary, predict
 from slmflow.prediction.reading.files import find_files
+from slmflow.prediction.record import log_job
 from slmflow.prediction.staging import stage
 from tests.conftest import ROOT, TIMEOUT, Packaged, Workplace
 from tests.foreign import save_text_model
@@ -99,7 +104,7 @@ def test_workers_and_a_restart_give_the_same_files_as_one_worker_at_once(
     rows = write_rows(tmp_path / "rows.jsonl", questions(40))
     one = do(ONNX, rows, tmp_path / "one", part_rows=16)
     many = do(ONNX, rows, tmp_path / "many", part_rows=16, workers=2)
-    (tmp_path / "many" / "part-00001.parquet").unlink()
+    (tmp_path / "many" / "part-00000001.parquet").unlink()
     again = do(ONNX, rows, tmp_path / "many", part_rows=16)
     digests = [[part.sha256 for part in each.parts] for each in (one, many, again)]
     assert digests[0] == digests[1] == digests[2]
@@ -125,6 +130,10 @@ def test_an_alias_is_one_version_from_begin_to_end(store: Workplace, tmp_path: P
     summary = do(alias, rows, tmp_path / "out")
     assert summary.manifest["identity"]["model"]["uri"] == ONNX
     assert len(do(ONNX, rows, tmp_path / "out").new) == 0, "the version is the same model"
+    assert pin("models:/phi3-demo/latest", {}, "auto", tmp_path).spec.uri == ONNX
+    for uri in ("models:/nope/latest", "models:/phi3-demo/Production", "models:/phi3-demo@nope"):
+        with pytest.raises(AskError, match=f"{uri} is no model that can be loaded"):
+            pin(uri, {}, "auto", tmp_path)
     with pytest.raises(PredictionError, match=r"(?s)phi3-demo/2, now it is models:/phi3-demo/1"):
         do("models:/phi3-demo/1", rows, tmp_path / "out")
 
@@ -188,6 +197,76 @@ def test_a_model_that_was_left_is_not_started_again(text_model: str) -> None:
         assert model.replies([{"prompt": "hey"}])[0].text == "HEY"
     with pytest.raises(AskError, match="was stopped"):
         model.replies([{"prompt": "hey"}])
+
+
+def test_a_row_that_breaks_the_process_without_ending_it_is_the_only_one_with_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("slmflow.prediction.model.ModelProcess", Breaking)
+    prompts = [f"row {number}" for number in range(40)]
+    prompts[7] = prompts[8] = "BREAK"
+    with RestartingModel(ModelSpec("m")) as model:
+        replies = model.replies([{"prompt": prompt} for prompt in prompts])
+    for prompt, reply in zip(prompts, replies, strict=True):
+        broke = prompt == "BREAK"
+        assert (reply.text, reply.error) == (("", "device assert") if broke else (prompt, None))
+
+
+def test_a_row_is_not_blamed_for_the_end_of_its_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Left(Breaking):
+        def answers(self, rows: Sequence[Mapping[str, Any]]) -> list[Reply]:
+            model.__exit__()
+            raise Died("was killed")
+
+    monkeypatch.setattr("slmflow.prediction.model.ModelProcess", Left)
+    with RestartingModel(ModelSpec("m")) as model, pytest.raises(AskError, match="was stopped"):
+        model.replies([{"prompt": "BREAK"}])
+
+
+class Breaking:
+    """As a process whose GPU stopped at a row: every later one has the same error."""
+
+    load_seconds = 0.0
+
+    def __init__(self, uri: str, model_config: Mapping[str, Any]) -> None:
+        self._broken = False
+
+    def __enter__(self) -> "Breaking":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def begin(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        self._rows = rows
+
+    def finish(self) -> Iterator[tuple[int, Reply]]:
+        for place, row in enumerate(self._rows):
+            self._broken |= row["prompt"] == "BREAK"
+            if self._broken:
+                raise AskError("device assert")
+            yield place, Reply(row["prompt"])
+
+    def answers(self, rows: Sequence[Mapping[str, Any]]) -> list[Reply]:
+        self.begin(rows)
+        return [reply for _, reply in self.finish()]
+
+
+def test_a_job_with_a_model_of_another_server_is_recorded(store: Workplace, tmp_path: Path) -> None:
+    summary = do(ONNX, write_rows(tmp_path / "rows.jsonl", questions(2)), tmp_path / "out")
+    elsewhere = replace(summary.model, model_id=f"m-{'0' * 32}")
+    with mlflow.start_run() as run:
+        log_job(replace(summary, model=elsewhere), str(tmp_path / "rows.jsonl"))
+    assert mlflow.get_run(run.info.run_id).data.metrics["rows"] == 2
+
+
+def test_copies_of_a_model_of_a_remote_store_lie_where_they_are_removed(
+    store: Workplace, text_model: str
+) -> None:
+    assert is_here(ONNX)
+    assert is_here(text_model)
+    assert is_here(Path(text_model).as_uri())
+    assert not is_here("s3://bucket/model")
 
 
 @pytest.mark.parametrize(

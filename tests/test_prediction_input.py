@@ -113,14 +113,29 @@ def test_a_bad_row_keeps_its_place_and_says_what_is_wrong(
 
 def test_a_bad_row_of_csv_keeps_its_place(tmp_path: Path, output: str) -> None:
     file = tmp_path / "rows.csv"
-    file.write_bytes(b'prompt,n\nfine,1\nshort\n"two\nlines",2\n\xff,3\nfine,\n"open,4\n')
+    file.write_bytes(
+        b'prompt,n\nfine,1\nshort\n"two\nlines",2\n\xff,3\nfine,\n"big" dogs?,4\nfine,5\n'
+        b'"over\ntwo" lines,6\nfine,7\n'
+    )
     rows = staged_rows(str(file), output)
-    assert [row["n"] for row in rows] == ["1", None, "2", None, None, None]
+    assert [row["n"] for row in rows] == ["1", None, "2", None, None, None, "5", None, "7"]
     problems = {index: row[PROBLEM] for index, row in enumerate(rows) if row[PROBLEM]}
     assert problems[1] == "rows.csv line 3: has 1 cells, but the first line names 2 columns"
     assert problems[3] == "rows.csv line 6: is no UTF-8"
-    assert problems[5].startswith("rows.csv line 8: is no CSV row, so nothing behind it")
-    assert len(problems) == 3
+    assert problems[5] == "rows.csv line 8: is no CSV row: ',' expected after '\"'"
+    assert problems[7].startswith("rows.csv lines 10 to 11: is no CSV row: ")
+    assert len(problems) == 4
+
+
+@pytest.mark.parametrize("longest", [100, 16_777_216])
+def test_a_quote_that_is_never_closed_takes_no_row_silently(
+    tmp_path: Path, output: str, longest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slmflow.prediction.reading.text_rows.LONGEST_CELL", longest)
+    file = tmp_path / "rows.csv"
+    file.write_text("prompt,n\nfine,1\n" + '"open,2\n' + "fine,3\n" * 50)
+    with pytest.raises(DataError, match=r"rows\.csv line 3: .*quote.*never closed"):
+        stage(find_files(str(file)), output, 10)
 
 
 def test_columns_of_parquet_keep_their_types(tmp_path: Path, output: str) -> None:
@@ -322,6 +337,16 @@ def test_a_damaged_parquet_file_is_told_before_anything_is_asked(
     (tmp_path / "rows.parquet").write_bytes(content)
     with pytest.raises(DataError, match=r"rows\.parquet cannot be read"):
         stage(find_files(str(tmp_path / "rows.parquet")), output, 10)
+
+
+def test_own_columns_that_are_called_as_the_staged_ones_come_back(
+    tmp_path: Path, output: str
+) -> None:
+    own = {"prompt": "hello", REQUEST: "mine", PROBLEM: "none"}
+    (row,) = staged_rows(write_jsonl(tmp_path / "rows.jsonl", [own]), output)
+    assert json.loads(row[REQUEST]) == {"prompt": "hello"}
+    assert row[PROBLEM] is None
+    assert (row[f"input_{REQUEST}"], row[f"input_{PROBLEM}"]) == ("mine", "none")
 
 
 def test_lines_that_are_all_broken_are_rows_with_errors(tmp_path: Path, output: str) -> None:

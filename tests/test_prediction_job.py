@@ -2,6 +2,7 @@
 
 import json
 import socket
+import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -17,13 +18,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slmflow.answering.reply import Reply
-from slmflow.config.prediction import Engine, Predict
+from slmflow.config.prediction import Engine, EngineName, Predict
+from slmflow.errors import ConfigError
+from slmflow.prediction.engines.ray_cluster import address_of
+from slmflow.prediction.engines.remote import on_cores
+from slmflow.prediction.engines.spark_application import check_conf, spark_conf
 from slmflow.prediction.errors import PredictionError
 from slmflow.prediction.model import ModelSpec
 from slmflow.prediction.owner import BEAT_SECONDS, OWNER, owned
 from slmflow.prediction.part import PartDone, PartJob, answer_part
 from slmflow.prediction.pinned import Pinned
-from slmflow.prediction.places import below, find, write_json
+from slmflow.prediction.places import below, check_loggable, find, part_name, write_json
 from slmflow.prediction.predict import Run, Summary, carry_out
 
 MODEL = Pinned(ModelSpec("models:/echo/1"), "digest-1", {"temperature": 0.5})
@@ -42,6 +47,13 @@ class Echo:
             else Reply(row["prompt"], "stop", 1, 2)
             for row in rows
         ]
+
+
+class Longer(Echo):
+    def replies(
+        self, rows: Sequence[Mapping[str, Any]], answered: Callable[[int], None]
+    ) -> list[Reply]:
+        return [replace(reply, text=reply.text * 99) for reply in super().replies(rows, answered)]
 
 
 class Killed(Exception):
@@ -130,11 +142,11 @@ def test_only_unfinished_parts_are_repeated(rows: str, tmp_path: Path) -> None:
     with pytest.raises(Killed):
         do(rows, output, killed_after(1, recorded=False))
     assert not (output / "_manifest.json").exists()
-    before = (output / "part-00000.parquet").stat().st_mtime_ns
-    (output / "_partial-part-00001.parquet.0").write_text("what a killed process leaves")
+    before = (output / "part-00000000.parquet").stat().st_mtime_ns
+    (output / "_partial-part-00000001.parquet.0").write_text("what a killed process leaves")
     summary = do(rows, output)
     assert [part.number for part in summary.new] == [1, 2]
-    assert (output / "part-00000.parquet").stat().st_mtime_ns == before
+    assert (output / "part-00000000.parquet").stat().st_mtime_ns == before
     assert answers(output) == [f"row {number}" for number in range(10)]
     left = [path.name for path in output.iterdir() if path.name.startswith("_")]
     assert sorted(left) == ["_lock", "_manifest.json"], "what was needed on the way is gone"
@@ -152,10 +164,28 @@ def test_a_part_that_is_gone_or_cut_is_made_again(
     rows: str, tmp_path: Path, damage: Callable[[Path], object]
 ) -> None:
     first = do(rows, tmp_path / "out")
-    damage(tmp_path / "out" / "part-00001.parquet")
+    damage(tmp_path / "out" / "part-00000001.parquet")
     again = do(rows, tmp_path / "out")
     assert [part.number for part in again.new] == [1]
     assert [part.sha256 for part in again.parts] == [part.sha256 for part in first.parts]
+
+
+def test_the_repair_of_a_finished_job_goes_on_where_it_was_killed(
+    rows: str, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    do(rows, output)
+    for number in range(3):  # of another length now, as where rows have other answers
+        (output / part_name(number)).unlink()
+
+    def longer(jobs: Iterable[PartJob], answered: Callable[[int], None]) -> Generator[PartDone]:
+        job = next(iter(jobs))
+        yield answer_part(job, Longer(), answered)  # type: ignore[arg-type]
+        raise Killed
+
+    with pytest.raises(Killed):
+        do(rows, output, longer)
+    assert [part.number for part in do(rows, output).new] == [1, 2]
 
 
 @pytest.mark.parametrize("finished", [False, True])
@@ -193,10 +223,69 @@ def test_overwriting_leaves_no_row_of_the_job_before_and_no_file_of_others_is_to
     (output / "notes.txt").write_text("mine")
     write_rows(Path(rows), ["new"])
     summary = do(rows, output, overwrite=True)
-    assert answers(output / "part-00000.parquet") == ["new"]
-    assert sorted(path.name for path in output.glob("*.parquet")) == ["part-00000.parquet"]
+    assert answers(output / "part-00000000.parquet") == ["new"]
+    assert sorted(path.name for path in output.glob("*.parquet")) == ["part-00000000.parquet"]
     assert (output / "notes.txt").read_text() == "mine"
     assert summary.rows == 1
+
+
+def test_a_job_that_overwrites_goes_on_with_itself_after_a_kill(rows: str, tmp_path: Path) -> None:
+    do(rows, tmp_path / "out")
+    with pytest.raises(Killed):
+        do(rows, tmp_path / "out", killed_after(1, recorded=True), overwrite=True)
+    assert [part.number for part in do(rows, tmp_path / "out", overwrite=True).new] == [2]
+    assert len(do(rows, tmp_path / "out", overwrite=True).new) == 3, "it was done: again"
+
+
+def test_an_output_within_the_input_is_refused_before_anything_is_written(
+    rows: str, tmp_path: Path
+) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    inside = f"{tmp_path}/link/x/../out"
+    for place, output in [(str(tmp_path), inside), (tmp_path.as_uri(), str(tmp_path / "out"))]:
+        with pytest.raises(PredictionError, match=r"lies within the input.*another folder"):
+            do(place, output)
+    assert not (tmp_path / "out").exists()
+    assert do(rows, tmp_path / "out").rows == 10, "beside the file that is read"
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "https://me:hunter2@host/rows.jsonl",
+        "https://hunter2@host/rows.jsonl",
+        "https://host/rows.jsonl?X-Amz-Signature=hunter2",
+        "sftp://me:hunter2@host/out",
+        "simplecache::https://me:hunter2@host/rows.jsonl",
+        "abfs://box@account.dfs.core.windows.net/rows?sig=hunter2",
+    ],
+)
+def test_places_with_credentials_are_refused_without_showing_them(place: str) -> None:
+    with pytest.raises(ConfigError, match=r"output.*credentials") as error:
+        check_loggable("output", place)
+    assert "hunter2" not in str(error.value)
+    assert "me:" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "s3://bucket/rows",
+        "abfs://box@account.dfs.core.windows.net/rows",
+        "sftp://me@host/rows",
+        "rows?.jsonl",
+        "/data/a:b@c/rows",
+    ],
+)
+def test_places_without_credentials_are_taken(place: str) -> None:
+    check_loggable("input", place)
+
+
+def test_the_tracking_servers_password_is_not_sent_to_nodes() -> None:
+    uri = "https://me:hunter2@host:5000/mlflow"
+    spec = on_cores(ModelSpec("m", tracking_uri=uri, registry_uri=uri), 1)
+    assert spec.tracking_uri == spec.registry_uri == "https://host:5000/mlflow"
+    assert on_cores(ModelSpec("m"), 1).tracking_uri is None
 
 
 def test_the_same_rows_under_another_name_are_the_same_job(rows: str, tmp_path: Path) -> None:
@@ -247,10 +336,35 @@ def test_a_store_without_locks_is_free_when_its_owner_is_gone(
             do(rows, output)
 
 
+def test_an_owner_goes_on_telling_that_he_lives_whatever_the_store_raises(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tries, again = [0], threading.Event()
+
+    def refuses(url: str, content: Any) -> None:
+        tries[0] += 1
+        if tries[0] == 3:
+            again.set()
+        if tries[0] > 1:  # the first one is before the job begins
+            raise RuntimeError("as stores' own packages do")
+
+    monkeypatch.setattr("slmflow.prediction.owner.BEAT_SECONDS", 0.01)
+    monkeypatch.setattr("slmflow.prediction.owner.write_json", refuses)
+    with owned(f"memory://{uuid4().hex}"):
+        assert again.wait(10)
+
+
+def test_an_output_whose_lock_cannot_be_had_is_told(rows: str, tmp_path: Path) -> None:
+    (tmp_path / "out" / "_lock").mkdir(parents=True)
+    with pytest.raises(PredictionError, match=r"out cannot be written .*give a folder"):
+        do(rows, tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("output", "told"),
     [
         ("/dev/null/out", "cannot be made"),
+        ("memory://out[1]", r"has one of \* \? \["),
         ("nosuch://bucket/out", "cannot be reached: .*allowed: a path, or a URL of fsspec"),
     ],
 )
@@ -276,6 +390,19 @@ def test_own_columns_of_the_same_name_are_kept_beside_the_answers(tmp_path: Path
         (lambda: Engine(workers=0), r"engine\.workers is 0; allowed: 1 or more"),
         (lambda: Engine(master="spark://a:1"), "says nothing to engine=local; type engine=spark"),
         (lambda: Engine(address="auto"), "says nothing to engine=local; type engine=ray"),
+        (lambda: Engine(gpus=1), "engine.gpus=1 says nothing to engine=local; type engine=ray"),
+        (
+            lambda: Engine(EngineName.spark, gpus=2),
+            r"engine=spark; type engine\.conf=\{spark\.executor\.resource\.gpu\.amount: 2, ",
+        ),
+        (
+            lambda: Engine(EngineName.ray, conf={"spark.ui.enabled": True}),
+            "engine.conf says nothing to engine=ray; type engine=spark",
+        ),
+        (
+            lambda: Engine(EngineName.spark, conf={"spark.hadoop.fs.s3a.secret.key": "hunter2"}),
+            r"^(?!.*hunter2).*spark\.hadoop\.fs\.s3a\.secret\.key.*spark-defaults\.conf",
+        ),
     ],
 )
 def test_settings_that_cannot_work_say_what_is_allowed(
@@ -283,3 +410,39 @@ def test_settings_that_cannot_work_say_what_is_allowed(
 ) -> None:
     with pytest.raises(ValueError, match=told):
         make()
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("spark.task.cpus", "set engine.cpus instead"),
+        ("spark.speculation", "a part that takes long would be answered twice"),
+        ("spark.dynamicAllocation.enabled", r"set engine\.workers instead"),
+    ],
+)
+def test_what_is_decided_for_spark_is_refused_with_words(name: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=rf"engine\.conf has {name}.*{told}"):
+        check_conf(Engine(EngineName.spark, conf={name: "1"}))
+
+
+def test_what_was_typed_for_spark_holds_over_this_projects_defaults() -> None:
+    typed = Engine(EngineName.spark, conf={"spark.ui.enabled": True})
+    assert "spark.ui.enabled" not in spark_conf("local[2]", 1, 2, typed)
+    assert spark_conf("local[2]", 1, 2, Engine(EngineName.spark))["spark.ui.enabled"] == "false"
+
+
+@pytest.mark.parametrize(
+    ("engine", "environment", "address"),
+    [
+        (None, "", None),
+        (None, "host:1", "host:1"),
+        ("auto", "host:1", "auto"),
+        ("local", "host:1", None),
+        (None, "local", None),
+    ],
+)
+def test_ray_starts_a_cluster_of_its_own_where_no_other_is_named(
+    engine: str | None, environment: str, address: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", environment)
+    assert address_of(Engine(EngineName.ray, address=engine)) == address

@@ -233,8 +233,9 @@ def test_what_sbatch_refuses_is_told_in_its_words(
     cluster: Cluster, launch: Callable[..., Launch]
 ) -> None:
     nowhere = launch("nowhere", "hydra/launcher=submitit_slurm", "hydra.launcher.partition=mars")
+    (refused,) = nowhere.now("what=quick")
     with pytest.raises(SchedulerError, match="invalid partition specified: mars"):
-        nowhere.now("what=quick")
+        _ = refused.return_value
 
 
 def test_the_scheduler_is_asked_about_waiting_unknown_and_forgotten_jobs(cluster: Cluster) -> None:

@@ -5,6 +5,7 @@ import shutil
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from slmflow.errors import TrackingError
 from slmflow.sweeps import session as sessions
 from slmflow.sweeps.ledger import ERROR, PARENT, Ledger, Point
 from slmflow.sweeps.plan import Plan
+from slmflow.sweeps.record import log_result, result_of
 from slmflow.sweeps.results import PointResult, State
 from slmflow.sweeps.run_points import _Follower, run_points
 from slmflow.sweeps.session import SESSION, driver_of, session
@@ -252,3 +254,32 @@ def test_a_result_knows_what_it_was_asked(ledger: Ledger) -> None:
     (found,) = ledger.results()
     assert isinstance(found, PointResult)
     assert found.overrides == {"model.probe.question": "'a=b, c'", "search.top_k": "1"}
+
+
+def test_the_best_point_is_found_by_its_number_where_numbers_have_gaps(ledger: Ledger) -> None:
+    plan = replace(plan_of(strategy=Strategy.tpe), points=())
+    client = MlflowClient(ledger.tracking_uri)
+    for number, correct in ((0, 0.1), (2, 0.9), (5, 0.2)):
+        run_id = ledger.begin(Point(number, (f"a={number}",)))
+        client.log_metric(run_id, "correct", correct)
+        client.set_terminated(run_id)
+    result = result_of(plan, ledger, 1.0)
+    assert result.best == 2
+    log_result(result, client)
+    tags = client.get_run(ledger.parent).data.tags
+    assert tags["slmflow.sweep.best"] == result.point(2).run_id
+
+
+def test_what_an_earlier_driver_left_running_is_ended_in_the_end(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slmflow.sweeps.run_points.ORPHANS", 0.1)
+    ledger.begin(Point(7, ("gone=1",)))  # of a search space that is no more
+
+    def launch(task):  # type: ignore[no-untyped-def]
+        for point in task.points:
+            MlflowClient(ledger.tracking_uri).set_terminated(ledger.begin(point))
+        return {}
+
+    run_points(plan_of(), Grid(POINTS), launch, ledger)
+    assert [one.state for one in ledger.results()] == [State.finished] * 3 + [State.killed]

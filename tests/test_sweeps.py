@@ -200,7 +200,10 @@ def test_an_interrupt_leaves_nothing_running(workplace: Workplace) -> None:
 def test_a_sweep_whose_driver_was_killed_goes_on_and_two_at_once_run_no_point_twice(
     workplace: Workplace,
 ) -> None:
-    with started(workplace, TEMPERATURES) as sweep:
+    # Its workers would outlive it, and be at the second point.
+    with started(
+        workplace, TEMPERATURES, "hydra/launcher=joblib", "hydra.launcher.n_jobs=1"
+    ) as sweep:
         wait_for(lambda: sorted(run.info.status for run in runs(workplace)) == HALF_WAY)
         os.kill(sweep.pid, signal.SIGKILL)
         sweep.wait(TIMEOUT)
@@ -246,6 +249,9 @@ def test_a_sweep_goes_on_by_its_run_id_alone_and_with_more_trials(workplace: Wor
     assert first.returncode == 0, first.stdout + first.stderr
     (parent,) = parents(workplace)
     resumed = f"sweep.resume={parent.info.run_id}"
+    other = workplace.script("transformers_pipeline", resumed)
+    assert other.returncode == 1
+    assert "is a sweep of custom_onnx, not of transformers_pipeline" in other.stderr
     second = workplace.script("custom_onnx", resumed, "sweep.trials=2")
     assert second.returncode == 0, second.stdout + second.stderr
     assert len(points(workplace, parent)) == 2

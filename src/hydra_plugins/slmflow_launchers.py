@@ -56,6 +56,7 @@ class _ToTheEnd:
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
         from slmflow.sweeps.jobs import Jobs
+        from slmflow.sweeps.scheduler import SchedulerError
 
         Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
         # Numbers of processes come again, and those of jobs on another cluster: an earlier launch
@@ -67,7 +68,12 @@ class _ToTheEnd:
         try:
             while len(results) < len(job_overrides):
                 while waiting and self._has_room(jobs, waiting[0]):
-                    self._submit(waiting.pop(0), job_overrides, initial_job_idx, jobs)
+                    batch = waiting.pop(0)
+                    try:
+                        self._submit(batch, job_overrides, initial_job_idx, jobs)
+                    except SchedulerError as error:  # others may ask for what can be had
+                        for place in batch.places:
+                            results[place] = _returned(error, job_overrides[place])
                 for place, outcome in jobs.ended():
                     results[place] = _returned(outcome, job_overrides[place])
         except BaseException:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from itertools import product
+from sys import modules
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
@@ -20,7 +21,7 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, RunMode, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
     from slmflow.config.sweep import Sweep
@@ -54,6 +55,12 @@ class SlmflowSweeper(Sweeper):  # type: ignore[misc]
         from slmflow.errors import ConfigError
         from slmflow.sweeps.drive import recorded_overrides, run_sweep
 
+        sources = self._config.hydra.runtime.config_sources
+        if any(source.provider == "command-line" for source in sources):
+            raise ConfigError(
+                "--config-dir does not reach the processes that run points, which may be on other "
+                "machines; put the files into conf/"
+            )
         hydra_free = without_hydra(self._config)
         if "sweep" not in hydra_free:
             raise ConfigError(
@@ -63,15 +70,17 @@ class SlmflowSweeper(Sweeper):  # type: ignore[misc]
         resume = str(hydra_free.sweep.resume)
         if resume not in ("auto", "never"):
             arguments = [
-                *recorded_overrides(resume),
+                *recorded_overrides(resume, str(self._config.hydra.job.name)),
                 *(a for a in arguments if a.startswith("sweep.")),
             ]
             hydra_free = without_hydra(self._composed(arguments))
         settings: Sweep = typed(hydra_free.sweep)
         plan, strategy = self._plan(arguments, hydra_free, settings)
         os.environ["PYTHONPATH"] = _python_path()  # for the launcher's own processes
-        self._arguments = arguments
-        run_sweep(plan, strategy, self._launch)
+        try:
+            run_sweep(plan, strategy, self._launch)
+        finally:
+            _stop_all()
 
     def _plan(
         self, arguments: Sequence[str], config: DictConfig, settings: "Sweep"
@@ -92,13 +101,12 @@ class SlmflowSweeper(Sweeper):  # type: ignore[misc]
             points = tuple(dict.fromkeys(product(*(_texts(override) for override in varying))))
             strategy = Grid(points)
         entry_point = str(self._config.hydra.job.name)
-        told = sorted(line for line in arguments if not line.startswith(NOT_OF_THE_KEY))
         plan = Plan(
             entry_point=entry_point,
             name=_name(entry_point, config, varying),
             launcher=_launcher_name(self._config),
             overrides=tuple(arguments),
-            key=sha256(json.dumps([entry_point, told, points]).encode()).hexdigest()[:24],
+            key=_key(entry_point, config, self._fixed, points or [o.input_line for o in varying]),
             points=points,
             settings=settings,
         )
@@ -125,9 +133,8 @@ class SlmflowSweeper(Sweeper):  # type: ignore[misc]
         return loader.load_configuration(name, overrides, run_mode=RunMode.MULTIRUN)
 
     def _launch(self, task: "Task") -> Mapping[int, str]:
-        """One launch, of the task's points. Every process that it started has ended after it."""
-        from slmflow.sweeps import point
-
+        """One launch, of the task's points. Processes are kept for the next one; where it raises,
+        every process that it started has ended."""
         carried = PointTask(task)
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=self._context, task_function=carried, config=self._config
@@ -135,9 +142,9 @@ class SlmflowSweeper(Sweeper):  # type: ignore[misc]
         overrides = [[*self._fixed, *one.overrides] for one in task.points]
         try:
             returns: Sequence[JobReturn] = launcher.launch(overrides, initial_job_idx=0)
-        finally:
-            point.stop_kept()
-            _stop_loky()
+        except BaseException:
+            _stop_all()
+            raise
         return {
             one.number: _first_line(returned)
             for one, returned in zip(task.points, returns, strict=True)
@@ -162,6 +169,16 @@ class PointTask:
 
         ledger = Ledger(self._task.parent, self._task.tracking_uri)
         ledger.note_jobs({self._task.points[at].number: job for at, job in jobs.items()})
+
+
+def _key(entry_point: str, config: DictConfig, fixed: Sequence[str], points: Sequence[Any]) -> str:
+    """Equal where the same points would run under the same config, presets and files included."""
+    own = OmegaConf.to_container(config, resolve=False, enum_to_str=True)
+    assert isinstance(own, dict)
+    own.pop("sweep", None)
+    kept = sorted(line for line in fixed if not line.startswith(NOT_OF_THE_KEY))
+    text = json.dumps([entry_point, own, kept, points], sort_keys=True, default=str)
+    return sha256(text.encode()).hexdigest()[:24]
 
 
 def _name(entry_point: str, config: DictConfig, varying: Sequence[Override]) -> str:
@@ -220,15 +237,31 @@ def _first_line(returned: JobReturn) -> str:
     return f"{type(error).__name__}: {error}" if not str(error) else str(error)
 
 
-def _stop_loky() -> None:
-    """joblib keeps its workers for minutes; a point that runs in one of them ends with it."""
-    from sys import modules
+def _stop_all() -> None:
+    """What runs points in this process, and in joblib's workers, which are kept for minutes."""
+    from slmflow.sweeps.point import stop_kept
 
-    if "joblib.externals.loky.reusable_executor" in modules:
-        from joblib.externals.loky import reusable_executor
+    stop_kept()
+    if (loky := modules.get("joblib.externals.loky.reusable_executor")) is None:
+        return
+    if (executor := loky._executor) is not None:
+        _let_points_end()
+        executor.shutdown(wait=True, kill_workers=True)
 
-        if (executor := reusable_executor._executor) is not None:
-            executor.shutdown(wait=True, kill_workers=True)
+
+def _let_points_end() -> None:
+    """joblib kills its workers with all below them: first the points may end their runs."""
+    import psutil
+
+    from slmflow.sweeps.point_process import PATIENCE
+
+    points = []
+    for one in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it has just ended
+            if "slmflow.point_worker" in one.cmdline():
+                one.terminate()
+                points.append(one)
+    psutil.wait_procs(points, PATIENCE)
 
 
 def _python_path() -> str:

@@ -148,6 +148,8 @@ def predict(invocation: Invocation) -> None:
     from slmflow.prediction import start  # late: no other entry point needs it
 
     config: PredictConfig = invocation.config
+    start.check_loggable("input", config.input)
+    start.check_loggable("output", config.output)
     uri = config.model_uri or newest_of(config)[-1].uri
     with open_run(f"predict {uri.removeprefix('models:/')}"):
         log_config(invocation.values, invocation.choices, "predict", UNUSED["predict"])

@@ -10,6 +10,7 @@ from typing import Any
 from slmflow.prediction.errors import PredictionError
 from slmflow.prediction.part import PartDone, PartJob
 from slmflow.prediction.places import (
+    DONE,
     JOB,
     MANIFEST,
     PARTIAL,
@@ -23,7 +24,7 @@ from slmflow.prediction.places import (
     write_json,
 )
 
-FORMAT = 1  # of plan and manifest
+FORMAT = 2  # of plan and manifest
 HOW_ON = "type predict.overwrite=true to forget what is there, or give another output"
 
 
@@ -71,6 +72,14 @@ def check_same(output: str, before: Identity, now: Identity) -> None:
         raise PredictionError("\n  ".join([f"{output} holds another job:", *differences, HOW_ON]))
 
 
+def is_begun(output: str, now: Identity) -> bool:
+    """Whether this very job was begun there and is not done yet."""
+    if read_json(below(output, MANIFEST)) is not None:
+        return False
+    plan = find_plan(output)
+    return plan is not None and not list(_differences(plan.identity, now))
+
+
 def check_free(output: str) -> None:
     """Raises ``PredictionError`` where the place holds parts of which no plan tells."""
     system, path = find(output)
@@ -107,12 +116,16 @@ def jobs(output: str, plan: Plan, done: Mapping[int, PartDone]) -> Iterator[Part
 def done_parts(output: str, plan: Plan) -> dict[int, PartDone]:
     """Those whose record and file are both there, the file with the size that was recorded."""
     manifest = read_json(below(output, MANIFEST))
-    sizes = _sizes(output)
+    sizes, recorded = _sizes(output), _sizes(below(output, DONE))
     done: dict[int, PartDone] = {}
     for number in range(len(plan.parts)):
-        told = manifest["parts"][number] if manifest else read_json(done_record(output, number))
-        if told is not None and sizes.get(part_name(number)) == told["size"]:
-            done[number] = PartDone(**told)
+        place = done_record(output, number)
+        # A job that was done before has both where a part is made again: the record is newer.
+        record = read_json(place) if place.rpartition("/")[2] in recorded else None
+        for told in (record, manifest and manifest["parts"][number]):
+            if told is not None and sizes.get(part_name(number)) == told["size"]:
+                done[number] = PartDone(**told)
+                break
     return done
 
 

@@ -94,12 +94,24 @@ class RestartingModel:
             answered(1)
 
     def _alone(self, row: Row) -> Reply:
-        process = self._loaded()
+        """Its reply. What breaks a process without ending it (an assertion on a GPU) gives its
+        error to all rows behind it: so a row is blamed by a process that answered no other."""
         try:
-            reply = process.answers([row])[0]
+            return self._answer(row)
+        except Died as death:
+            self._bury(death)
+            return _blamed(death)
+        except AskError:
+            self._restart()
+        try:
+            return self._answer(row)
         except AskError as error:
             self._bury(error)
-            return Reply("", error=str(error).strip().splitlines()[0])
+            self._restart()
+            return _blamed(error)
+
+    def _answer(self, row: Row) -> Reply:
+        reply = self._loaded().answers([row])[0]
         self._deaths = 0
         return reply
 
@@ -123,8 +135,7 @@ class RestartingModel:
         """Make room for another process where this one died of the error."""
         if not isinstance(error, Died):
             return
-        with self._lock:
-            self._end()
+        self._restart()
         self._deaths += 1
         if self._deaths >= DEATHS:
             raise AskError(
@@ -133,10 +144,21 @@ class RestartingModel:
                 f"The last time: {error}"
             ) from None
 
+    def _restart(self) -> None:
+        """Raises ``AskError`` where this was left: then that was the end, and no row's error."""
+        with self._lock:
+            self._end()
+        if self._left:
+            raise AskError(f"{self._spec.uri}: the job was stopped")
+
     def _end(self) -> None:
         if self._process is not None:
             self._process.__exit__(None, None, None)
         self._process = None
+
+
+def _blamed(error: AskError) -> Reply:
+    return Reply("", error=str(error).strip().splitlines()[0])
 
 
 def _source(spec: ModelSpec) -> str:

@@ -44,11 +44,19 @@ def owned(output: str) -> Iterator[None]:
 
 @contextmanager
 def _lock(folder: str) -> Iterator[None]:
+    lock = FileLock(Path(folder) / LOCK, timeout=0)
     try:
-        with FileLock(Path(folder) / LOCK, timeout=0):
-            yield
+        lock.acquire()
     except Timeout:
         raise _refused(folder, "") from None
+    except OSError as error:
+        raise PredictionError(
+            f"output={folder} cannot be written ({error}); give a folder that can"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager
@@ -63,7 +71,8 @@ def _beating(output: str) -> Iterator[None]:
 
     def beat() -> None:
         while not ended.wait(BEAT_SECONDS):
-            with suppress(OSError):  # the next one may be written
+            # Stores' packages raise errors of their own; the next one may be written.
+            with suppress(Exception):
                 write_json(place, {**me, "time": time.time()})
 
     write_json(place, {**me, "time": time.time()})

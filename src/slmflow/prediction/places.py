@@ -5,20 +5,42 @@ Spark. So the folder that a job writes is one table, also while it is written.
 """
 
 import json
+import os
+import posixpath
+import re
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 
+from slmflow.errors import ConfigError
 from slmflow.prediction.errors import PredictionError
 from slmflow.sources import PROJECT_ROOT
 
 MANIFEST = "_manifest.json"  # of a job that is done
 JOB = "_job"  # what a job needs until then
+DONE = f"{JOB}/done"
 PLAN = f"{JOB}/plan.json"
 PARTIAL = "_partial-"  # what was being written when its process was killed
+
+CREDENTIALS = re.compile(
+    r"//[^/@]*:[^/@]*@"  # user:password@
+    r"|https?://[^/@]*@"  # token@
+    r"|://.*\?.*="  # a signature
+)
+
+
+def check_loggable(key: str, place: str) -> None:
+    """Raises ``ConfigError`` for a place with credentials in it: it is told, and logged."""
+    if CREDENTIALS.search(place):
+        raise ConfigError(
+            f"{key} has credentials in its URL (a password before @, or a query behind ?), which "
+            "would be logged; give the URL without them, and the credentials as the package of "
+            "its protocol reads them: environment variables or its own file"
+        )
 
 
 def absolute(place: str) -> str:
@@ -39,12 +61,19 @@ def find(url: str) -> tuple[AbstractFileSystem, str]:
     return system, str(path)
 
 
+def resolved(url: str) -> tuple[AbstractFileSystem, str]:
+    """As ``find``; equal for what is one place, however it is written."""
+    system, path = find(url)
+    on_disk = isinstance(system, LocalFileSystem)
+    return system, os.path.realpath(path) if on_disk else posixpath.normpath(path)
+
+
 def below(url: str, name: str) -> str:
     return f"{url.rstrip('/')}/{name}"
 
 
 def part_name(number: int) -> str:
-    return f"part-{number:05}.parquet"
+    return f"part-{number:08}.parquet"
 
 
 def staged(output: str, number: int) -> str:
@@ -52,7 +81,7 @@ def staged(output: str, number: int) -> str:
 
 
 def done_record(output: str, number: int) -> str:
-    return below(output, f"{JOB}/done/{number:05}.json")
+    return below(output, f"{DONE}/{number:08}.json")
 
 
 def write_whole(url: str, content: bytes) -> None:

@@ -21,6 +21,7 @@ from slmflow.prediction.job import (
     find_plan,
     finish,
     forget,
+    is_begun,
     is_staged,
     jobs,
     write_plan,
@@ -28,7 +29,7 @@ from slmflow.prediction.job import (
 from slmflow.prediction.owner import owned
 from slmflow.prediction.part import PartDone, PartJob
 from slmflow.prediction.pinned import Pinned, pin
-from slmflow.prediction.places import absolute
+from slmflow.prediction.places import absolute, resolved
 from slmflow.prediction.reading.files import InputFile, find_files, identity
 from slmflow.prediction.staging import stage
 
@@ -129,8 +130,14 @@ def demand_one_answer(summary: Summary) -> None:
 
 
 def _files(place: str, output: str) -> list[InputFile]:
-    if absolute(place).rstrip("/") == output.rstrip("/"):
+    read, written = resolved(absolute(place)), resolved(output)
+    if read == written:
         raise PredictionError(f"output={place} is the input, too; give another folder")
+    if read[0] == written[0] and f"{written[1]}/".startswith(f"{read[1]}/"):
+        raise PredictionError(
+            f"output={output} lies within the input {place}, whose rows are read again when the "
+            "job is gone on with; give another folder"
+        )
     return find_files(place)
 
 
@@ -145,7 +152,7 @@ def _planned(
             dict(model.parameters),
             settings.part_rows,
         )
-        if settings.overwrite:
+        if settings.overwrite and not is_begun(output, now):
             forget(output)
         plan = find_plan(output)
         if plan is None:

@@ -34,10 +34,20 @@ def log_job(summary: Summary, place: str) -> None:
     if summary.tokens_per_second is not None:
         metrics["tokens_per_second"] = summary.tokens_per_second
     # Under the model, too, so that its page shows what it was used for.
-    known = summary.model.spec.uri.startswith("models:/")
-    mlflow.log_metrics(metrics, model_id=summary.model.model_id if known else None)
+    mlflow.log_metrics(metrics, model_id=_known(summary.model.model_id))
     mlflow.log_input(_dataset(summary, place), context="prediction")
     mlflow.log_dict(dict(summary.manifest), "manifest.json")
+
+
+def _known(model_id: str | None) -> str | None:
+    """None where this tracking server has no such model: it may come from another one."""
+    if model_id is None:
+        return None
+    try:
+        mlflow.get_logged_model(model_id)
+    except MlflowException:
+        return None
+    return model_id
 
 
 def _dataset(summary: Summary, place: str) -> MetaDataset:

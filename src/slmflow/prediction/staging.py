@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from slmflow.errors import DataError
-from slmflow.prediction.part import ROW
+from slmflow.prediction.part import ROW, STAGED_COLUMNS
 from slmflow.prediction.places import staged, write_whole
 from slmflow.prediction.reading.batches import read_batches
 from slmflow.prediction.reading.columns import file_schemas, output_names, unified
@@ -34,7 +34,8 @@ def stage(files: Sequence[InputFile], output: str, part_rows: int) -> Staged:
     counts: list[int] = []
     before = 0
     for table in divided(batches, part_rows):
-        renamed = table.rename_columns([names.get(name, name) for name in table.column_names])
+        # By position: an own column may be called as one of the others.
+        renamed = table.rename_columns([*names.values(), *STAGED_COLUMNS])
         rows = pa.array(range(before, before + table.num_rows), pa.int64())
         _write(renamed.add_column(0, ROW, rows), staged(output, len(counts)))
         counts.append(table.num_rows)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from typing import Any
 
 import mlflow
 from mlflow.entities import Run
@@ -32,6 +33,7 @@ KEY = "slmflow.sweep.key"
 COMMAND = "slmflow.sweep.command"
 PLAN = "sweep_plan.json"
 RUN_ID = "MLFLOW_RUN_ID"
+NEW_LINE = "\n"
 
 
 class PointsFailed(UserError):
@@ -46,6 +48,8 @@ def run_sweep(plan: Plan, strategy: Strategy, launch: Launch) -> None:
     uri = absolute_tracking_uri()
     client = MlflowClient(uri)
     earlier = _earlier(plan, client)
+    if earlier is not None:
+        _demand_same_points(plan, str(earlier.info.run_id))
     with _tree(plan, earlier, client) as parent:
         ledger = Ledger(parent, uri)
         _tell_beginning(plan, ledger, earlier is not None)
@@ -54,21 +58,44 @@ def run_sweep(plan: Plan, strategy: Strategy, launch: Launch) -> None:
         finally:
             result = result_of(plan, ledger, time.monotonic() - started)
             log_result(result, client)
-        move_aliases(result)
+        move_aliases(result, client)
         _show(result)
         _demand_all(result, plan.total)
 
 
-def recorded_overrides(run_id: str) -> list[str]:
+def recorded_overrides(run_id: str, entry_point: str) -> list[str]:
     """What was typed for the sweep that has this run. Raises ``TrackingError``."""
+    plan = _recorded(run_id)
+    if plan["entry_point"] != entry_point:
+        raise TrackingError(
+            f"sweep.resume={run_id} is a sweep of {plan['entry_point']}, not of {entry_point}; "
+            f"type -e {plan['entry_point']} -P sweep.resume={run_id}"
+        )
+    return list(plan["overrides"])
+
+
+def _recorded(run_id: str) -> dict[str, Any]:
+    """The plan of an earlier sweep, as JSON."""
     try:
-        plan = json.loads(mlflow.artifacts.load_text(f"runs:/{run_id}/{PLAN}"))
+        plan: dict[str, Any] = json.loads(mlflow.artifacts.load_text(f"runs:/{run_id}/{PLAN}"))
+        return plan
     except MlflowException as error:
         raise TrackingError(
             f"sweep.resume={run_id}: no sweep of that run id on {mlflow.get_tracking_uri()} "
             f"({reason(error)}); give the id of a sweep's own run, not of one of its points"
         ) from None
-    return list(plan["overrides"])
+
+
+def _demand_same_points(plan: Plan, earlier: str) -> None:
+    """A preset, or the options that ``glob(*)`` finds, may be others by now; numbers would not
+    mean the same points."""
+    then = [tuple(point) for point in _recorded(earlier)["points"]]
+    if then != list(plan.points):
+        raise TrackingError(
+            f"the points of sweep {earlier} are others by now: its preset, or the options that "
+            "glob(*) finds, have changed; sweep.resume=never runs the new ones in a sweep of "
+            "their own"
+        )
 
 
 def _earlier(plan: Plan, client: MlflowClient) -> Run | None:
@@ -126,6 +153,9 @@ def _standing_for(mine: str, parent: str, client: MlflowClient) -> Iterator[None
     except KeyboardInterrupt:
         status = "KILLED"
         raise
+    except BaseException as error:
+        client.set_tag(parent, ERROR, str(error)[:5000] or type(error).__name__)
+        raise
     finally:
         client.set_terminated(parent, status)
 
@@ -160,7 +190,9 @@ def _demand_all(result: SweepResult, total: int) -> None:
     bad = [one for one in result.points if one.state in (State.failed, State.killed)]
     if not bad:
         return
-    named = "; ".join(f"{one.words}: {(one.message or '').splitlines()[0]}" for one in bad[:3])
+    named = "; ".join(
+        f"{one.words}: {(one.message or '').partition(NEW_LINE)[0]}" for one in bad[:3]
+    )
     more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
     raise PointsFailed(
         f"{len(bad)} of {total} points did not finish ({named}{more}); the same command again "

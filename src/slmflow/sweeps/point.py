@@ -1,14 +1,16 @@
 """One point, in the process that a launcher gave it: its run begun, carried out, ended."""
 
 import atexit
+import os
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from slmflow.sweeps.ledger import Ledger, Point
 from slmflow.sweeps.point_process import PointProcess
 from slmflow.sweeps.results import State
-
-ANSWERED = (0, 1, 2)  # exit codes of an entry point that ended by itself
 
 _kept: PointProcess | None = None
 
@@ -24,10 +26,13 @@ class Task:
     points: tuple[Point, ...]
     timeout: float | None
     followed: bool  # it may be stopped half-way
+    driver: int  # process id, on its own machine
 
     def run(self, index: int, config: str, overrides: Sequence[str]) -> None:
         """Nothing is done where the point has FINISHED. Its end is on its run; raises only where
         the tracking server does not answer."""
+        if os.getppid() == self.driver:  # a worker that would outlive it, as loky's do
+            _end_with(self.driver)
         ledger = Ledger(self.parent, self.tracking_uri)
         point = self.points[index]
         run_id = ledger.begin(point)
@@ -42,7 +47,7 @@ class Task:
             "followed": self.followed,
         }
         ended = process(self.tracking_uri).run(order, self.timeout)
-        if ended.exit_code not in ANSWERED:
+        if ended.died:
             ledger.end(point, State.killed, ended.words)
 
 
@@ -54,6 +59,17 @@ def process(tracking_uri: str) -> PointProcess:
             atexit.register(stop_kept)
         _kept = PointProcess(tracking_uri)
     return _kept
+
+
+@cache
+def _end_with(driver: int) -> None:
+    def watch() -> None:
+        while os.getppid() == driver:
+            time.sleep(1)
+        stop_kept()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def stop_kept() -> None:

@@ -14,7 +14,6 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from slmflow.sources import PROJECT_ROOT
@@ -25,10 +24,11 @@ KEPT_MEMORY = 1 << 30  # bytes more than after its first breath: then the next p
 
 @dataclass(frozen=True)
 class Ended:
-    """How a point's process dealt with it. ``signal``: what killed it, or None."""
+    """How a point's process dealt with it. ``died``: without an answer."""
 
     exit_code: int
     words: str
+    died: bool = False
 
 
 class PointProcess:
@@ -69,7 +69,7 @@ class PointProcess:
             line = ""
         except queue.Empty:
             self.stop()
-            return Ended(-signal.SIGKILL, f"took longer than sweep.timeout={timeout:g} s")
+            return Ended(-signal.SIGKILL, f"took longer than sweep.timeout={timeout:g} s", True)
         except BaseException:
             self.stop()
             raise
@@ -91,11 +91,13 @@ class PointProcess:
 
     def _death(self) -> Ended:
         code = self._process.wait()
+        with suppress(ProcessLookupError):  # what it had started
+            os.killpg(self._process.pid, signal.SIGKILL)
         if code == -signal.SIGKILL:
-            return Ended(code, "its process was killed, most likely for want of memory")
+            return Ended(code, "its process was killed, most likely for want of memory", True)
         if code < 0:
-            return Ended(code, f"its process was ended by {signal.Signals(-code).name}")
-        return Ended(code or 1, f"its process ended with exit code {code}")
+            return Ended(code, f"its process was ended by {signal.Signals(-code).name}", True)
+        return Ended(code, f"its process ended with exit code {code}", True)
 
     def _forget_memory(self, memory: int) -> None:
         """A runtime that does not give memory back loses its process."""
@@ -116,8 +118,3 @@ def python_path() -> str:
     ours = [str(PROJECT_ROOT / "src"), str(PROJECT_ROOT)]
     others = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     return os.pathsep.join([*ours, *(path for path in others if path and path not in ours)])
-
-
-def last_lines(log: Path, count: int = 15) -> str:
-    """The end of what a point printed."""
-    return "\n".join(log.read_text(errors="replace").rstrip().splitlines()[-count:])

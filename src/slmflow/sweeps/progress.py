@@ -70,7 +70,7 @@ class _Watch:
                     self._follow(one)
                 if one.state in ENDED and one.run_id not in self._told:
                     self._told.add(one.run_id)
-                    if one.state is State.finished or not quietly:
+                    if one.state in (State.finished, State.pruned) or not quietly:
                         self.bar.advance()
                     if not quietly:
                         self._ended_here += 1

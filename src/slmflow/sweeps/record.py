@@ -11,6 +11,8 @@ from slmflow.sweeps.plan import Plan
 from slmflow.sweeps.results import PointResult, State, SweepResult
 from slmflow.tracking.registry import point_alias
 
+ALIASED = "slmflow.sweep.aliased"  # the point whose models have the aliases
+
 
 def result_of(plan: Plan, ledger: Ledger, seconds: float) -> SweepResult:
     begun = {one.number: one for one in ledger.results()}
@@ -47,7 +49,7 @@ def log_result(result: SweepResult, client: MlflowClient) -> None:
         client.log_metric(run_id, f"points.{state}", result.count(state))
     client.log_metric(run_id, "points.skipped", result.count(State.waiting))
     if result.best is not None:
-        best = result.points[result.best]
+        best = result.point(result.best)
         client.set_tag(run_id, "slmflow.sweep.best", best.run_id)
         client.set_tag(run_id, "slmflow.sweep.best.overrides", best.words)
         for name in result.objectives:
@@ -55,13 +57,18 @@ def log_result(result: SweepResult, client: MlflowClient) -> None:
                 client.log_metric(run_id, f"best/{name}", best.figures[name])
 
 
-def move_aliases(result: SweepResult) -> None:
-    """Points register versions; the aliases of their kinds go to those of the best one."""
+def move_aliases(result: SweepResult, client: MlflowClient) -> None:
+    """Points register versions; the aliases of their kinds go to those of the best one. Once: who
+    repeats a finished sweep must not take them from a version that was registered since."""
     if result.best is None:
         return
-    for uri in result.points[result.best].models:
+    best = result.point(result.best)
+    if client.get_run(result.run_id).data.tags.get(ALIASED) == best.run_id:
+        return
+    for uri in best.models:
         with console.step("point the alias at the best point's model") as told:
             told += [point_alias(uri), uri]
+    client.set_tag(result.run_id, ALIASED, best.run_id)
 
 
 def _waiting(number: int, overrides: tuple[str, ...]) -> PointResult:

@@ -57,6 +57,10 @@ class SweepResult:
     front: tuple[int, ...]  # numbers of the points that no other beats in all objectives
     seconds: float
 
+    def point(self, number: int) -> PointResult:
+        """Numbers may have gaps: a run that was deleted leaves one."""
+        return next(one for one in self.points if one.number == number)
+
     def count(self, state: State) -> int:
         return sum(point.state is state for point in self.points)
 

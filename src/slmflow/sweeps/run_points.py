@@ -1,5 +1,6 @@
 """Points through a launcher, until each has ended in a state that is true."""
 
+import os
 import signal
 import threading
 import time
@@ -14,7 +15,8 @@ from slmflow.sweeps.point import Task
 from slmflow.sweeps.progress import Look, watching
 from slmflow.sweeps.results import ENDED, PointResult, State
 
-LEAVE = 30.0  # seconds in which points that were interrupted end by themselves
+LEAVE = 5.0  # seconds that the server may lag: a launcher returns when its processes have ended
+ORPHANS = 25.0  # seconds in which points of a driver that was killed end by themselves
 POLL = 2.0  # seconds
 BAD = frozenset({State.failed, State.killed})
 INTERRUPTED = "the sweep was interrupted"
@@ -23,6 +25,7 @@ INTERRUPTED = "the sweep was interrupted"
 def run_points(plan: Plan, strategy: Strategy, launch: Launch, ledger: Ledger) -> None:
     """All that are not FINISHED. On an interrupt nothing is left running."""
     _wait_for_jobs(ledger)
+    _wait_for_orphans(ledger)
     known = ledger.results()
     numbers = {_overrides(one): one.number for one in known}
     follow = _Follower(plan, strategy, ledger)
@@ -38,6 +41,8 @@ def run_points(plan: Plan, strategy: Strategy, launch: Launch, ledger: Ledger) -
             results = look()
             for point in points:
                 strategy.tell(results[point.number])
+        for one in _not_ended(ledger):  # of another search space, left by a driver that was killed
+            ledger.end(Point(one.number, _overrides(one)), State.killed, "its driver was killed")
 
 
 class _Follower:
@@ -77,6 +82,7 @@ def _run_batch(
             tuple(rest),
             plan.settings.timeout,
             plan.settings.prune,
+            os.getpid(),
         )
         reasons: Mapping[int, str] = {}
         crash = ""
@@ -151,13 +157,29 @@ def _wait_for_jobs(ledger: Ledger) -> None:
     waiting = {number: job for number, job in jobs.items() if number not in finished}
     if not waiting:
         return
-    from slmflow.sweeps.scheduler import alive  # late: most sweeps have no jobs
+    from slmflow.sweeps.scheduler import alive, cancel  # late: most sweeps have no jobs
 
     if not alive(waiting.values()):
         return
-    with console.step(f"wait for {len(waiting)} jobs of an earlier session"):
-        while _alive(waiting.values()):
-            time.sleep(POLL)
+    text = f"wait for {len(waiting)} jobs of an earlier session"
+    with console.step(text), _leaving_nothing(ledger):
+        try:
+            while _alive(waiting.values()):
+                time.sleep(POLL)
+        except BaseException:
+            cancel(waiting.values())
+            raise
+
+
+def _wait_for_orphans(ledger: Ledger) -> None:
+    """Processes end with a driver that was killed, but not in the same moment."""
+    until = time.monotonic() + ORPHANS
+    while _running(ledger) and time.monotonic() < until:
+        time.sleep(0.5)
+
+
+def _running(ledger: Ledger) -> bool:
+    return any(one.state is State.running for one in ledger.results())
 
 
 def _alive(jobs: Iterable[str]) -> bool:

@@ -131,8 +131,10 @@ def _ending_true() -> Iterator[None]:
         mlflow.end_run(RunStatus.to_string(RunStatus.KILLED))
         raise
     except BaseException as error:
-        mlflow.set_tag("slmflow.error", str(error)[:5000] or type(error).__name__)
-        mlflow.end_run(RunStatus.to_string(RunStatus.FAILED))
+        try:
+            mlflow.set_tag("slmflow.error", str(error)[:5000] or type(error).__name__)
+        finally:
+            mlflow.end_run(RunStatus.to_string(RunStatus.FAILED))
         raise
     mlflow.end_run()
 

@@ -1,6 +1,7 @@
 """What the engines have in common that answer parts on other nodes."""
 
 import importlib.util
+import re
 import signal
 import socket
 import threading
@@ -32,11 +33,23 @@ def check_installed(engine: str, module: str, package: str) -> None:
 
 
 def on_cores(spec: ModelSpec, cores: int) -> ModelSpec:
-    """The model takes the cores that its worker has; on auto it would take the whole node's."""
+    """The model takes the cores that its worker has; on auto it would take the whole node's.
+
+    User and password of a tracking server are not sent along: nodes have their own.
+    """
     config = dict(spec.model_config)
     if config.get("threads") == "auto":
         config["threads"] = cores
-    return replace(spec, model_config=config)
+    return replace(
+        spec,
+        model_config=config,
+        tracking_uri=_without_user(spec.tracking_uri),
+        registry_uri=_without_user(spec.registry_uri),
+    )
+
+
+def _without_user(uri: str | None) -> str | None:
+    return None if uri is None else re.sub(r"//[^/@]+@", "//", uri)
 
 
 def outcome(job: PartJob, model: Callable[[], RestartingModel]) -> Outcome:

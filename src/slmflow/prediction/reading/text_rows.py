@@ -12,6 +12,7 @@ from slmflow.errors import DataError
 from slmflow.prediction.reading.files import InputFile
 
 LONGEST_CELL = 16_777_216  # characters; an open quote would else take in the whole file
+NEVER_CLOSED = ("unexpected end of data", "larger than field limit")  # as Python's reader says it
 
 
 @dataclass(frozen=True)
@@ -67,21 +68,38 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def _csv_rows(file: InputFile) -> Iterator[TextRow]:
-    """Empty cells are null. A row's place is the line that it begins on."""
+    """Empty cells are null. A row's place is the line that it begins on.
+
+    Raises ``DataError`` for a quote that is never closed: all rows behind it would be in its cell.
+    """
     with file.open() as opened:
         rows = csv.reader(_as_text(opened), strict=True)
         header: list[str] = []
         line = 1
-        try:
-            for cells in rows:
+        while True:
+            try:
+                cells = next(rows)
+            except StopIteration:
+                return
+            except csv.Error as error:  # after which the reader goes on with the next line
+                yield _broken_row(file.name, line, rows.line_num, error)
+            else:
                 if header and cells:
                     yield _csv_row(f"{file.name} line {line}", header, cells)
                 elif cells:
                     header = _header(file.name, cells)
-                line = rows.line_num + 1
-        except csv.Error as error:
-            rest = f"is no CSV row, so nothing behind it can be read: {error}"
-            yield TextRow(f"{file.name} line {line}", problem=rest)
+            line = rows.line_num + 1
+
+
+def _broken_row(name: str, first: int, last: int, error: csv.Error) -> TextRow:
+    """Of the lines that the reader took for it."""
+    if any(reason in str(error) for reason in NEVER_CLOSED):
+        raise DataError(
+            f"{name} line {first}: a quote is opened here and never closed, so that all behind it "
+            'would be one cell; close it (a quote within a cell is written "")'
+        )
+    lines = f"line {first}" if first == last else f"lines {first} to {last}"
+    return TextRow(f"{name} {lines}", problem=f"is no CSV row: {error}")
 
 
 def _as_text(opened: IO[bytes]) -> io.TextIOWrapper:
