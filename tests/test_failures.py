@@ -62,7 +62,7 @@ def test_bad_parameters_of_mlflow_run_fail_the_run(
         (["experiment=nope"], ("experiment=nope", "cookbook")),
         (["search.stop=a"], ("search.stop", "a list is needed")),
         (["search=beam", "search.temperature=1"], ("search.num_beams", "temperature=0")),
-        (["search.temperature=0.1,0.2"], ("search.temperature=0.1,0.2", "--multirun")),
+        (["search.temperature=0.1,warm"], ("search.temperature", "'warm'")),
         (["model.source=no/such"], ("no/such", "HF_HUB_OFFLINE")),
         (["model.source=/no/such/folder"], ("/no/such/folder",)),
     ],

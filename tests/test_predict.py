@@ -9,16 +9,20 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow
 import psutil
 import pyarrow.parquet as pq
 import pytest
+from mlflow.exceptions import MlflowException
 
+from slmflow import workflows
 from slmflow.answering.ask import AskError, Died, ModelProcess
 from slmflow.answering.model_files import is_here
 from slmflow.answering.reply import Reply
+from slmflow.answering.worker import _each
 from slmflow.config.prediction import Engine, Predict
 from slmflow.errors import ConfigError
 from slmflow.prediction.engines import local
@@ -182,11 +186,12 @@ def test_closing_an_engine_ends_its_models_and_nothing_is_half_written(
     from slmflow.prediction.job import Identity, Plan
 
     plan = Plan(Identity([], {}, {}, 4), stage(rows, output, 4).part_rows, {})
+    others = model_processes(psutil.Process())  # of servers that other tests share
     run = local.run(jobs(output, plan, {}), ModelSpec(ONNX), Engine(workers=2))
     next(run)
-    assert len(model_processes(psutil.Process())) == 2
+    assert len(model_processes(psutil.Process())) == len(others) + 2
     run.close()
-    assert model_processes(psutil.Process()) == []
+    assert model_processes(psutil.Process()) == others
     files = [path for path in Path(output).rglob("*") if path.is_file()]
     assert all(pq.read_table(path).num_rows == 4 for path in files if path.suffix == ".parquet")
     assert not [path for path in files if path.name.startswith("_")]
@@ -210,6 +215,18 @@ def test_a_row_that_breaks_the_process_without_ending_it_is_the_only_one_with_an
     for prompt, reply in zip(prompts, replies, strict=True):
         broke = prompt == "BREAK"
         assert (reply.text, reply.error) == (("", "device assert") if broke else (prompt, None))
+
+
+def test_only_a_refusal_is_the_error_of_the_one_row_that_was_asked() -> None:
+    class Model:
+        def predict(self, requests: object) -> list[object]:
+            raise error
+
+    error: Exception = MlflowException("too long")
+    assert _each(Model(), [{"prompt": "a"}]) == [{"error": {"message": "too long"}}]
+    error = RuntimeError("CUDA error: device-side assert triggered")
+    with pytest.raises(RuntimeError, match="device-side"):
+        _each(Model(), [{"prompt": "a"}])
 
 
 def test_a_row_is_not_blamed_for_the_end_of_its_job(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,6 +300,18 @@ def test_what_is_no_model_is_told_before_the_output_is_touched(
     with pytest.raises((AskError, ConfigError), match=told):
         do(uri, rows, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("key", ["input", "output"])
+def test_places_with_credentials_are_refused_before_a_run_is_opened(
+    store: Workplace, key: str
+) -> None:
+    places = {"input": "rows.jsonl", "output": "out", key: "https://me:hunter2@host/rows"}
+    config = SimpleNamespace(model_uri=ONNX, **places)
+    runs = len(store.client.search_runs(["0"]))
+    with pytest.raises(ConfigError, match=f"{key} has credentials"):
+        workflows.predict(workflows.Invocation(config, {}, {}))
+    assert len(store.client.search_runs(["0"])) == runs
 
 
 def test_relative_places_begin_at_the_repositorys_root() -> None:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import mlflow
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -29,10 +30,12 @@ POINTS = (("a=1",), ("a=2",), ("a=3",))
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
+def store(tmp_path: Path, request: pytest.FixtureRequest) -> MlflowClient:
     shutil.copyfile(_empty_store(), tmp_path / "mlflow.db")
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    before = mlflow.get_tracking_uri()  # that other tests of this process have set
+    mlflow.set_tracking_uri(uri)
+    request.addfinalizer(lambda: mlflow.set_tracking_uri(before))
     client = MlflowClient(uri)
     client.create_experiment("sweeps", artifact_location=(tmp_path / "artifacts").as_uri())
     return client
@@ -228,7 +231,7 @@ def test_a_point_that_falls_behind_is_stopped_when_it_next_reports(
 
 def test_nothing_is_reported_where_no_sweep_follows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(follow.FOLLOWED, raising=False)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")  # nobody answers there
+    monkeypatch.setattr("slmflow.tracking.follow.MlflowClient", None)  # which cannot be called
     follow.report("correct", 0.5, 10)
 
 

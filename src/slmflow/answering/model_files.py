@@ -2,15 +2,17 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import yaml
 from mlflow.artifacts import download_artifacts
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from slmflow import cache
 from slmflow.answering.ask import AskError
@@ -82,9 +84,20 @@ def known(uri: str, parameters: Mapping[str, Any], told: Mapping[str, Any]) -> d
     return {name: value for name, value in parameters.items() if name in packaged}
 
 
+def is_here(uri: str) -> bool:
+    """Whether its files lie in a folder of this machine, which is then used in its place."""
+    if Path(uri).exists():
+        return True
+    if uri.startswith("runs:"):  # of which MLflow makes a copy wherever they lie
+        return False
+    repository = get_artifact_repository(uri)
+    store = getattr(repository, "repo", repository)
+    # MLflow writes the version into the folder that it hands out.
+    return isinstance(store, LocalArtifactRepository) and os.access(store.artifact_dir, os.W_OK)
+
+
 def _destination(uri: str, downloads: Path) -> str | None:
-    """None where the store is a folder of this machine, which is then used in its place."""
-    if Path(uri).exists() or mlflow.get_tracking_uri().startswith(("sqlite", "file", "/")):
+    if is_here(uri):
         return None
     downloads.mkdir(parents=True, exist_ok=True)
     return str(downloads)

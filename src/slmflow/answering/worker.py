@@ -317,8 +317,9 @@ class _Foreign:
 def _each(model: Any, requests: list[dict[str, Any]]) -> list[Any]:
     try:
         return list(model.predict(requests))
-    except Exception as error:  # how one row alone is refused
-        if len(requests) > 1:
+    except Exception as error:
+        # One row alone is refused by MlflowException; by any other, the process may be broken.
+        if len(requests) > 1 or type(error).__name__ != "MlflowException":
             raise
         return [{"error": {"message": str(error)}}]
 

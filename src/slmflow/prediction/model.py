@@ -71,7 +71,8 @@ class RestartingModel:
             try:
                 self._together(process, rows, left, found, answered)
             except AskError as error:
-                self._bury(error)
+                if isinstance(error, Died):  # others may be of one row: the process is well
+                    self._bury(error)
                 suspects = [index for index in left if index not in found][:BATCH_ROWS]
                 for index in suspects:
                     found[index] = self._alone(rows[index])
@@ -95,23 +96,17 @@ class RestartingModel:
 
     def _alone(self, row: Row) -> Reply:
         """Its reply. What breaks a process without ending it (an assertion on a GPU) gives its
-        error to all rows behind it: so a row is blamed by a process that answered no other."""
-        try:
-            return self._answer(row)
-        except Died as death:
-            self._bury(death)
-            return _blamed(death)
-        except AskError:
-            self._restart()
-        try:
-            return self._answer(row)
-        except AskError as error:
-            self._bury(error)
-            self._restart()
-            return _blamed(error)
-
-    def _answer(self, row: Row) -> Reply:
-        reply = self._loaded().answers([row])[0]
+        error to all rows behind it: so a row is blamed for such an error by a fresh process."""
+        for fresh in (False, True):
+            process = self._loaded()
+            try:
+                reply = process.answers([row])[0]
+            except AskError as error:
+                self._bury(error)
+                if fresh or isinstance(error, Died):
+                    return Reply("", error=str(error).strip().splitlines()[0])
+            else:
+                break
         self._deaths = 0
         return reply
 
@@ -132,10 +127,16 @@ class RestartingModel:
         return self._process
 
     def _bury(self, error: AskError) -> None:
-        """Make room for another process where this one died of the error."""
+        """Make room for another process where this one died of the error, or may be broken by it.
+
+        Raises ``AskError`` where this was left: that ended the process, then, and no row.
+        """
+        with self._lock:
+            if self._left:
+                raise AskError(f"{self._spec.uri}: the job was stopped")
+            self._end()
         if not isinstance(error, Died):
             return
-        self._restart()
         self._deaths += 1
         if self._deaths >= DEATHS:
             raise AskError(
@@ -144,21 +145,10 @@ class RestartingModel:
                 f"The last time: {error}"
             ) from None
 
-    def _restart(self) -> None:
-        """Raises ``AskError`` where this was left: then that was the end, and no row's error."""
-        with self._lock:
-            self._end()
-        if self._left:
-            raise AskError(f"{self._spec.uri}: the job was stopped")
-
     def _end(self) -> None:
         if self._process is not None:
             self._process.__exit__(None, None, None)
         self._process = None
-
-
-def _blamed(error: AskError) -> Reply:
-    return Reply("", error=str(error).strip().splitlines()[0])
 
 
 def _source(spec: ModelSpec) -> str:

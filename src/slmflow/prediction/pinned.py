@@ -78,4 +78,4 @@ def _fixed(uri: str) -> str:
         raise AskError(
             f"{uri} is no model that can be loaded: {reason(error)}; allowed: {model_files.ALLOWED}"
         ) from None
-    return f"models:/{'/'.join(found)}"
+    return f"models:/{'/'.join(map(str, found))}"

@@ -27,7 +27,7 @@ PLAN = f"{JOB}/plan.json"
 PARTIAL = "_partial-"  # what was being written when its process was killed
 
 CREDENTIALS = re.compile(
-    r"//[^/@]*:[^/@]*@"  # user:password@
+    r"://[^/@]*:[^/@]*@"  # user:password@
     r"|https?://[^/@]*@"  # token@
     r"|://.*\?.*="  # a signature
 )

@@ -130,6 +130,11 @@ def demand_one_answer(summary: Summary) -> None:
 
 
 def _files(place: str, output: str) -> list[InputFile]:
+    if "://" in output and set("*?[") & set(output):
+        raise PredictionError(
+            f"output={output} has one of * ? [ in it, which stores take for a pattern; give a "
+            "folder without"
+        )
     read, written = resolved(absolute(place)), resolved(output)
     if read == written:
         raise PredictionError(f"output={place} is the input, too; give another folder")

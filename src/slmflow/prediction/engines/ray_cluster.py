@@ -28,8 +28,7 @@ def connected(settings: Engine) -> Iterator[None]:
 
     Raises ``PredictionError`` where there is no cluster, or it takes no one in.
     """
-    # As Ray has it: what `ray job submit` and `ray start` tell by this variable.
-    address = settings.address or os.environ.get("RAY_ADDRESS")
+    address = address_of(settings)
     if address is not None:
         _check_reachable(address)
         with _initialised({"address": address}, address):
@@ -47,6 +46,13 @@ def connected(settings: Engine) -> Iterator[None]:
             yield
 
 
+def address_of(settings: Engine) -> str | None:
+    """Of a cluster that exists; None where one is to be started, which Ray calls ``local``."""
+    # As Ray has it: what `ray job submit` and `ray start` tell by this variable.
+    address = settings.address or os.environ.get("RAY_ADDRESS") or "local"
+    return None if address == "local" else address
+
+
 def tell_if_nobody_works(settings: Engine) -> None:
     import ray
 
@@ -61,7 +67,7 @@ def tell_if_nobody_works(settings: Engine) -> None:
 def _check_reachable(address: str) -> None:
     """Ray itself would try for minutes, and print every attempt."""
     found = HOST_AND_PORT.fullmatch(address)
-    if found is None:  # auto, local, or a form that Ray refuses
+    if found is None:  # auto, or a form that Ray refuses
         return
     try:
         socket.create_connection((found["host"], int(found["port"])), CONNECT_SECONDS).close()

@@ -13,7 +13,6 @@ from functools import cache
 from itertools import islice
 
 from slmflow.config.prediction import Engine
-from slmflow.errors import ConfigError
 from slmflow.prediction.engines.remote import (
     PATIENCE,
     check_installed,
@@ -23,10 +22,9 @@ from slmflow.prediction.engines.remote import (
 )
 from slmflow.prediction.engines.spark_application import (
     CODE,
-    DECIDED,
     Application,
     application,
-    more_settings,
+    check_conf,
 )
 from slmflow.prediction.model import ModelSpec, RestartingModel
 from slmflow.prediction.part import PartDone, PartJob
@@ -37,12 +35,7 @@ AHEAD = 2  # parts an executor, so that none waits for the next one to be handed
 def check(settings: Engine) -> None:
     """Raise ``ConfigError`` where this engine cannot work: before anything is loaded."""
     check_installed("spark", "pyspark", "PySpark")
-    conf = more_settings(settings)
-    for name, key in DECIDED.items():
-        if name in conf:
-            raise ConfigError(
-                f"engine.conf has {name}={conf[name]}, which follows from {key}; set {key} instead"
-            )
+    check_conf(settings)
 
 
 def run(

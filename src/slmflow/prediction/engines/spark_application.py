@@ -25,13 +25,16 @@ CODE = "slmflow.zip"
 LAST_LINES = 15
 PATIENCE = 30.0  # seconds that the JVM may take to end before it is killed
 DECIDED = {
-    "spark.master": "engine.master",
-    "spark.executor.cores": "engine.cpus",
-    "spark.task.cpus": "engine.cpus",
-    "spark.executor.instances": "engine.workers",
-    "spark.cores.max": "engine.workers and engine.cpus",
+    "spark.master": "which follows from engine.master; set engine.master instead",
+    "spark.executor.cores": "which follows from engine.cpus; set engine.cpus instead",
+    "spark.task.cpus": "which follows from engine.cpus; set engine.cpus instead",
+    "spark.executor.instances": "which follows from engine.workers; set engine.workers instead",
+    "spark.cores.max": "which follows from engine.workers and engine.cpus; set those instead",
+    "spark.speculation": "which stays off: a part that takes long would be answered twice; "
+    "leave it out",
 }
-"""Settings of Spark that are made of keys of this project."""
+"""Settings of Spark that are made of keys of this project, or that a job cannot do without."""
+ALLOCATION = "spark.dynamicAllocation."
 
 ON_THIS_MACHINE = {
     # Nothing that other machines could reach.
@@ -93,7 +96,8 @@ def _started(settings: Engine, gateway: Any, log: Path, code: Path) -> Applicati
 
     master = SparkConf(_jvm=gateway.jvm).get("spark.master", "local[*]")
     executors, cores = layout(master, settings)
-    conf = SparkConf(_jvm=gateway.jvm).setAll(_conf(master, executors, cores).items())
+    decided = spark_conf(master, executors, cores, settings)
+    conf = SparkConf(_jvm=gateway.jvm).setAll(decided.items())
     try:
         with handlers_kept():
             context = SparkContext(conf=conf, gateway=gateway)
@@ -116,6 +120,16 @@ def more_settings(settings: Engine) -> dict[str, str]:
     }
 
 
+def check_conf(settings: Engine) -> None:
+    """Raise ``ConfigError`` for a setting that would be written over."""
+    for name, value in more_settings(settings).items():
+        why = DECIDED.get(name)
+        if name.startswith(ALLOCATION):
+            why = "but the job has engine.workers executors; set engine.workers instead"
+        if why is not None:
+            raise ConfigError(f"engine.conf has {name}={value}, {why}")
+
+
 def layout(master: str, settings: Engine) -> tuple[int, int]:
     """How many executors, and the cores of each. Masters on this machine say it themselves."""
     if found := LOCAL_CLUSTER.fullmatch(master):
@@ -125,17 +139,19 @@ def layout(master: str, settings: Engine) -> tuple[int, int]:
     return settings.workers, settings.cpus
 
 
-def _conf(master: str, executors: int, cores: int) -> dict[str, str]:
+def spark_conf(master: str, executors: int, cores: int, settings: Engine) -> dict[str, str]:
+    """What is set over all else: nothing that was typed, as ``check_conf`` says."""
     conf = {
         "spark.executor.cores": str(cores),
         "spark.task.cpus": str(cores),  # so that an executor has one task, and one model
         "spark.executor.instances": str(executors),
-        "spark.dynamicAllocation.maxExecutors": str(executors),
+        f"{ALLOCATION}maxExecutors": str(executors),
         "spark.cores.max": str(executors * cores),
         "spark.speculation": "false",  # a part that takes long would be answered twice
     }
     if master.startswith("local"):
-        conf |= ON_THIS_MACHINE
+        typed = more_settings(settings)
+        conf |= {name: value for name, value in ON_THIS_MACHINE.items() if name not in typed}
     if LOCAL.fullmatch(master):
         conf["spark.master"] = f"local[{cores}]"
     return conf
