@@ -204,6 +204,19 @@ def test_an_interrupt_ends_what_runs_and_passes_on(
     assert (found.state, found.message) == (State.killed, "the sweep was interrupted")
 
 
+def test_a_point_that_ended_itself_on_an_interrupt_says_why(
+    store: MlflowClient, ledger: Ledger
+) -> None:
+    def launch(task):  # type: ignore[no-untyped-def]
+        store.set_terminated(ledger.begin(task.points[0]), "KILLED")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_points(plan_of(), Grid(POINTS), launch, ledger)
+    (found,) = ledger.results()
+    assert found.message == "the sweep was interrupted"
+
+
 class StopsBelowHalf(Grid):
     def should_stop(self, number: int, step: int, value: float) -> bool:
         return value < 0.5

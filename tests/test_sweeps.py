@@ -252,6 +252,9 @@ def test_a_sweep_goes_on_by_its_run_id_alone_and_with_more_trials(workplace: Wor
     other = workplace.script("transformers_pipeline", resumed)
     assert other.returncode == 1
     assert "is a sweep of custom_onnx, not of transformers_pipeline" in other.stderr
+    changed = workplace.script("custom_onnx", resumed, "hardware.precision=int8")
+    assert changed.returncode == 1
+    assert "leave out hardware.precision=int8" in changed.stderr
     second = workplace.script("custom_onnx", resumed, "sweep.trials=2")
     assert second.returncode == 0, second.stdout + second.stderr
     assert len(points(workplace, parent)) == 2

@@ -29,12 +29,6 @@ if TYPE_CHECKING:
     from slmflow.sweeps.point import Task
     from slmflow.sweeps.space import Space
 
-NOT_OF_THE_KEY = (
-    *("sweep.resume", "sweep.timeout", "sweep.trials", "sweep.batch", "sweep.objectives"),
-    "sweep.prune",
-)
-"""What may be typed otherwise when a sweep is gone on with."""
-
 ConfigStore.instance().store(
     group="hydra/sweeper",
     name="slmflow",
@@ -69,6 +63,7 @@ class SlmflowSweeper(Sweeper):  # type: ignore[misc]
             )
         resume = str(hydra_free.sweep.resume)
         if resume not in ("auto", "never"):
+            _demand_no_others(arguments, resume)
             arguments = [
                 *recorded_overrides(resume, str(self._config.hydra.job.name)),
                 *(a for a in arguments if a.startswith("sweep.")),
@@ -106,7 +101,7 @@ class SlmflowSweeper(Sweeper):  # type: ignore[misc]
             name=_name(entry_point, config, varying),
             launcher=_launcher_name(self._config),
             overrides=tuple(arguments),
-            key=_key(entry_point, config, self._fixed, points or [o.input_line for o in varying]),
+            key=_key(entry_point, config, points or [o.input_line for o in varying]),
             points=points,
             settings=settings,
         )
@@ -171,13 +166,24 @@ class PointTask:
         ledger.note_jobs({self._task.points[at].number: job for at, job in jobs.items()})
 
 
-def _key(entry_point: str, config: DictConfig, fixed: Sequence[str], points: Sequence[Any]) -> str:
+def _demand_no_others(arguments: Sequence[str], resume: str) -> None:
+    from slmflow.errors import ConfigError
+
+    # models=[] is what MLproject hands on where nobody chose any.
+    others = [line for line in arguments if not line.startswith("sweep.") and line != "models=[]"]
+    if others:
+        raise ConfigError(
+            f"sweep.resume={resume} goes on with what was typed then; leave out "
+            f"{' '.join(others)}, or begin another sweep with sweep.resume=never"
+        )
+
+
+def _key(entry_point: str, config: DictConfig, points: Sequence[Any]) -> str:
     """Equal where the same points would run under the same config, presets and files included."""
     own = OmegaConf.to_container(config, resolve=False, enum_to_str=True)
     assert isinstance(own, dict)
-    own.pop("sweep", None)
-    kept = sorted(line for line in fixed if not line.startswith(NOT_OF_THE_KEY))
-    text = json.dumps([entry_point, own, kept, points], sort_keys=True, default=str)
+    over = own.pop("sweep")["over"]  # the rest of it says how points run, not which
+    text = json.dumps([entry_point, own, over, points], sort_keys=True, default=str)
     return sha256(text.encode()).hexdigest()[:24]
 
 

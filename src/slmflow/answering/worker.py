@@ -117,13 +117,20 @@ class _Packaged:
         self._texts = packaged.task == "prompt"
 
     def answers(self, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """In batches of rows of about one length, which need little padding."""
-        order = sorted(range(len(rows)), key=lambda index: _length(rows[index]))
+        """In batches of rows of about one length in tokens, which need little padding."""
+        order = sorted(range(len(rows)), key=lambda index: self._tokens(rows[index]))
         for start in range(0, len(order), BATCH_ROWS):
             indices = order[start : start + BATCH_ROWS]
             replies = self._batch([rows[index] for index in indices])
             for index, reply in zip(indices, replies, strict=True):
                 yield {"index": index, **reply}
+
+    def _tokens(self, row: dict[str, Any]) -> int:
+        try:
+            texts = [message["content"] for message in _messages(row)]
+            return sum(self._packaged.count_tokens(text) for text in texts)
+        except Exception:  # what is no text is refused when it is asked
+            return _length(row)
 
     def _batch(self, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         if self._texts:

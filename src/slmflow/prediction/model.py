@@ -64,7 +64,8 @@ class RestartingModel:
         succession.
         """
         found: dict[int, Reply] = {}
-        # As the model's process does, so that those it was at when it died are the first ones left.
+        # About as the model's process does, which counts tokens: so those that it was at when it
+        # died are among the first ones left.
         left = sorted(range(len(rows)), key=lambda index: _length(rows[index]))
         while left:
             process = self._loaded()

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any
 
 import mlflow
@@ -34,6 +35,7 @@ COMMAND = "slmflow.sweep.command"
 PLAN = "sweep_plan.json"
 RUN_ID = "MLFLOW_RUN_ID"
 NEW_LINE = "\n"
+SECONDS = "slmflow.sweep.seconds"  # that all sessions of the sweep took
 
 
 class PointsFailed(UserError):
@@ -52,15 +54,18 @@ def run_sweep(plan: Plan, strategy: Strategy, launch: Launch) -> None:
         _demand_same_points(plan, str(earlier.info.run_id))
     with _tree(plan, earlier, client) as parent:
         ledger = Ledger(parent, uri)
-        _tell_beginning(plan, ledger, earlier is not None)
+        _tell_beginning(plan, ledger, earlier)
         try:
             run_points(plan, strategy, launch, ledger)
         finally:
-            result = result_of(plan, ledger, time.monotonic() - started)
+            before = float(earlier.data.tags.get(SECONDS, "0")) if earlier is not None else 0.0
+            seconds = before + time.monotonic() - started
+            result = result_of(plan, ledger, seconds)
             log_result(result, client)
+            client.set_tag(parent, SECONDS, f"{seconds:.1f}")
         move_aliases(result, client)
         _show(result)
-        _demand_all(result, plan.total)
+        _demand_all(result, plan)
 
 
 def recorded_overrides(run_id: str, entry_point: str) -> list[str]:
@@ -160,12 +165,13 @@ def _standing_for(mine: str, parent: str, client: MlflowClient) -> Iterator[None
         client.set_terminated(parent, status)
 
 
-def _tell_beginning(plan: Plan, ledger: Ledger, again: bool) -> None:
+def _tell_beginning(plan: Plan, ledger: Ledger, earlier: Run | None) -> None:
     console.heading(f"sweep: {plan.total} points of {plan.name}, {plan.launcher} launcher")
-    if again:
+    if earlier is not None:
         done = sum(one.state is State.finished for one in ledger.results())
         console.prose(
-            f"goes on with run {ledger.parent}: {done} of {plan.total} points have finished "
+            f"goes on with run {ledger.parent}, begun {_when(earlier)}: {done} of {plan.total} "
+            "points have finished, with the models and data of that time "
             "(sweep.resume=never runs all of them anew)"
         )
         return
@@ -179,22 +185,36 @@ def _tell_beginning(plan: Plan, ledger: Ledger, again: bool) -> None:
     mlflow.log_dict(plan.as_json(), PLAN)
 
 
+def _when(run: Run) -> str:
+    """In UTC: who goes on may be elsewhere."""
+    begun = datetime.fromtimestamp(run.info.start_time / 1000, UTC)
+    return begun.strftime("%Y-%m-%d %H:%M UTC")
+
+
 def _show(result: SweepResult) -> None:
     from slmflow.sweeps.show import show_sweep  # late: only at the end
 
     show_sweep(result)
+    if result.best is not None and len(result.points) > 1:
+        console.prose(
+            "Figures are compared as they are; whether a difference of quality is more than "
+            "chance, evaluate tells of the two models."
+        )
     console.note(f"the whole page: {artifact_place(result.run_id, 'sweep.html')}")
 
 
-def _demand_all(result: SweepResult, total: int) -> None:
+def _demand_all(result: SweepResult, plan: Plan) -> None:
     bad = [one for one in result.points if one.state in (State.failed, State.killed)]
     if not bad:
         return
     named = "; ".join(
         f"{one.words}: {(one.message or '').partition(NEW_LINE)[0]}" for one in bad[:3]
     )
+    again = f"sweep.resume={result.run_id}"
+    if plan.settings.resume != "never":
+        again = "the same command again"
     more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
     raise PointsFailed(
-        f"{len(bad)} of {total} points did not finish ({named}{more}); the same command again "
-        "runs these alone"
+        f"{len(bad)} of {plan.total} points did not finish ({named}{more}); "
+        f"{again} runs these alone"
     )

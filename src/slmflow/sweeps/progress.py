@@ -87,7 +87,11 @@ class _Watch:
 
     def _tell(self, one: PointResult) -> None:
         mark = "[green]✓[/]" if one.state is State.finished else f"[red]✗ {one.state}[/]"
-        detail = "" if one.state is State.finished else f": {(one.message or '').split(chr(10))[0]}"
+        detail = (
+            ""
+            if one.state is State.finished
+            else f": {(one.message or 'told to end').split(chr(10))[0]}"
+        )
         console.mark(mark, f"point {one.number}: {one.words}{detail}", one.seconds)
 
     def _words(self) -> str:

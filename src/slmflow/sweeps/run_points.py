@@ -127,7 +127,8 @@ def _leaving_nothing(ledger: Ledger) -> Iterator[None]:
         until = time.monotonic() + LEAVE
         while (left := _not_ended(ledger)) and time.monotonic() < until:
             time.sleep(0.5)
-        for one in left:
+        silent = [one for one in ledger.results() if one.state in BAD and not one.message]
+        for one in [*left, *silent]:
             ledger.end(Point(one.number, _overrides(one)), State.killed, INTERRUPTED)
         raise
 
