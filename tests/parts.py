@@ -68,7 +68,7 @@ def held(by: str) -> list[tuple[psutil.Process, psutil.Process]]:
         with suppress(psutil.Error):  # it ended meanwhile
             command = " ".join(process.cmdline())
             if "answering/worker.py" in command:
-                assert str(ROOT) not in command
+                assert str(ROOT / "src") not in command  # .venv may lie in ROOT
                 above = (parent for parent in process.parents() if parent.name().startswith(by))
                 found += [(process, parent) for parent in islice(above, 1)]
     return found
