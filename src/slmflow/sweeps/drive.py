@@ -177,12 +177,13 @@ def _tell_beginning(plan: Plan, ledger: Ledger, earlier: Run | None) -> None:
         return
     settings = asdict(plan.settings)
     command = f"{plan.entry_point} {' '.join(plan.overrides)}"
-    tags = {KEY: plan.key, "slmflow.entry_point": plan.entry_point, COMMAND: command[:5000]}
-    mlflow.set_tags(tags)
     known = mlflow.get_run(ledger.parent).data.params
     told = {f"sweep.{name}": value for name, value in settings.items() if name != "over"}
     mlflow.log_params({name: value for name, value in told.items() if name not in known})
     mlflow.log_dict(plan.as_json(), PLAN)
+    # The key last: who finds the sweep by it finds its plan, too.
+    tags = {"slmflow.entry_point": plan.entry_point, COMMAND: command[:5000], KEY: plan.key}
+    mlflow.set_tags(tags)
 
 
 def _when(run: Run) -> str:
