@@ -34,8 +34,9 @@ from bench.evaluating import Asked, Peaks, bare_run, package, peaks_of
 from bench.figures import Figure, ratios, show, write
 from bench.serving import is_word
 from slmflow import console
+from slmflow.checkout import PROJECT_ROOT
 from slmflow.served.template import ChatTemplate
-from slmflow.sources import PROJECT_ROOT, LocalModel
+from slmflow.sources import LocalModel
 
 ROWS = 1_000
 MEMORY_ROWS = 1_000, 100_000

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from slmflow.sources import PROJECT_ROOT
+from slmflow.checkout import PROJECT_ROOT
 
 DEMO = PROJECT_ROOT / "demo" / "phi3_demo"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -61,7 +61,9 @@ class Shape:
         return replace(self, layers=max(1, round((count - empty) / (one - empty))))
 
 
-def write_checkpoint(folder: Path, shape: Shape, seed: int = 0) -> None:
+def write_checkpoint(
+    folder: Path, shape: Shape, seed: int = 0, shard_bytes: int = SHARD_BYTES
+) -> None:
     """A folder that transformers loads: the same bytes for the same shape and seed.
 
     The model writes plain text and never ends an answer by itself, so that every answer has the
@@ -74,7 +76,7 @@ def write_checkpoint(folder: Path, shape: Shape, seed: int = 0) -> None:
     _write_json(folder / "config.json", demo | _config(shape))
     generation = _read_json(DEMO / "generation_config.json")
     _write_json(folder / "generation_config.json", generation)
-    shards = _shards(shape.tensors())
+    shards = _shards(shape.tensors(), shard_bytes)
     plain = plain_tokens()
     total = 0
     index: dict[str, str] = {}
@@ -115,12 +117,14 @@ def _config(shape: Shape) -> dict[str, Any]:
     }
 
 
-def _shards(tensors: dict[str, tuple[int, ...]]) -> list[dict[str, tuple[int, ...]]]:
+def _shards(
+    tensors: dict[str, tuple[int, ...]], shard_bytes: int
+) -> list[dict[str, tuple[int, ...]]]:
     shards: list[dict[str, tuple[int, ...]]] = [{}]
     filled = 0
     for name, size in tensors.items():
         count = prod(size) * VALUE_BYTES
-        if shards[-1] and filled + count > SHARD_BYTES:
+        if shards[-1] and filled + count > shard_bytes:
             shards.append({})
             filled = 0
         shards[-1][name] = size

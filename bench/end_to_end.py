@@ -19,7 +19,7 @@ from bench import work
 from bench.figures import Figure, show, write
 from slmflow import console
 from slmflow.answering.ask import WORKER
-from slmflow.sources import PROJECT_ROOT
+from slmflow.checkout import PROJECT_ROOT
 from slmflow.tracking.registry import RUNTIMES, newest
 
 COMMANDS = (

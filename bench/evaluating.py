@@ -34,9 +34,10 @@ from bench.checkpoint import Shape, plain_tokens
 from bench.figures import Figure, ratios, show, write
 from bench.serving import Bare, is_word
 from slmflow import console
+from slmflow.checkout import PROJECT_ROOT
 from slmflow.served.cores import thread_count
 from slmflow.served.template import ChatTemplate
-from slmflow.sources import PROJECT_ROOT, LocalModel
+from slmflow.sources import LocalModel
 
 ROWS = 500
 MEMORY_ROWS = 1_000, 10_000
@@ -182,7 +183,7 @@ def package(weights: LocalModel) -> str:
     settings = {"task": "chat", "model": "bench", **search, "provider": "cpu", "threads": "auto"}
     packaging = Packaging(weights, settings, "What is the capital of Spain?", "bench")
     with mlflow.start_run():
-        uri: str = log_onnx(packaging, "chat", "onnxruntime-genai").model_uri
+        uri: str = log_onnx(packaging, "chat", "onnxruntime-genai").uri
     return uri
 
 

@@ -21,11 +21,12 @@ from bench import work
 from bench.checkpoint import Shape
 from bench.figures import Figure, ratios, show, write
 from slmflow import console
+from slmflow.checkout import PROJECT_ROOT
 from slmflow.evaluation.data.dataset import open_dataset
 from slmflow.packaging.log_model import Packaging, log_onnx
 from slmflow.served.onnx_runtime import import_genai
 from slmflow.served.search import SearchOptions
-from slmflow.sources import PROJECT_ROOT, LocalModel
+from slmflow.sources import LocalModel
 
 QUESTIONS = PROJECT_ROOT / "demo" / "heldout.jsonl"
 PROMPTS = 16

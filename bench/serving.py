@@ -36,8 +36,9 @@ from bench import work
 from bench.checkpoint import Shape, plain_tokens
 from bench.figures import Figure, ratios, show, write
 from slmflow import console
+from slmflow.checkout import PROJECT_ROOT
 from slmflow.served.cores import thread_count
-from slmflow.sources import PROJECT_ROOT, LocalModel
+from slmflow.sources import LocalModel
 
 CLIENTS = 8
 PROMPT_TOKENS = tuple(range(57, 57 + 2 * CLIENTS, 2))  # of each client's prompt: 64 on average
@@ -94,7 +95,7 @@ def package(weights: LocalModel) -> str:
     settings = {"task": "prompt", "model": "bench", **search, "provider": "cpu", "threads": "auto"}
     packaging = Packaging(weights, settings, "What is the capital of Spain?", "bench")
     with mlflow.start_run():
-        uri: str = log_onnx(packaging, "prompt", "onnxruntime-genai").model_uri
+        uri: str = log_onnx(packaging, "prompt", "onnxruntime-genai").uri
     return uri
 
 

@@ -19,7 +19,7 @@ from bench.checkpoint import Shape
 from bench.figures import Figure, ratios, show, write
 from bench.slurm_point import Read
 from slmflow import console
-from slmflow.sources import PROJECT_ROOT
+from slmflow.checkout import PROJECT_ROOT
 
 TARGET = 0.6
 NODES = {"one node": ["hydra.launcher.constraint=small"], "two nodes": []}

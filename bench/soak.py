@@ -25,8 +25,8 @@ import psutil
 from bench import work
 from bench.figures import Figure, show, write
 from slmflow import console
+from slmflow.checkout import PROJECT_ROOT
 from slmflow.evaluation.data.dataset import open_dataset
-from slmflow.sources import PROJECT_ROOT
 
 CLIENTS = 8
 QUESTIONS = PROJECT_ROOT / "demo" / "heldout.jsonl"

@@ -23,7 +23,7 @@ from statistics import mean
 
 from bench import figures, work
 from bench.figures import Figure
-from slmflow.sources import PROJECT_ROOT
+from slmflow.checkout import PROJECT_ROOT
 
 POINTS = 10
 MANY, ENDS = 200, 20

@@ -19,10 +19,11 @@ import psutil
 
 from bench.checkpoint import Shape, write_checkpoint
 from slmflow import cache, console
+from slmflow.checkout import PROJECT_ROOT
 from slmflow.cli import QUIET
 from slmflow.config.schema import Device, Dtype, Hardware, Precision, Provider, Target
 from slmflow.packaging.onnx_build import build
-from slmflow.sources import PROJECT_ROOT, LocalModel, find_checkpoint
+from slmflow.sources import LocalModel, find_checkpoint
 
 INT4 = Hardware(
     target=Target.cpu,
@@ -67,7 +68,8 @@ def int4_model(shape: Shape) -> LocalModel:
     with console.step(f"int4 model of {shape.parameters / 1e6:.0f} M parameters"):
         folder, _ = cache.entry("checkpoint", key, lambda path: write_checkpoint(path, shape))
         checkpoint = find_checkpoint(str(folder), None, console.note)
-        return build(checkpoint, INT4, console.note)
+        built, _ = build(checkpoint, INT4, console.note)
+        return built
 
 
 def measured_by(arguments: Sequence[str]) -> dict[str, Any]:

@@ -8,18 +8,44 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.tracking import fluent
 
 if TYPE_CHECKING:
     from tests.server import Server
 
+EXPERIMENT = "MLFLOW_EXPERIMENT_ID"
 ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT = 300  # seconds; a guard against hanging, no promise of speed
+
+
+@contextmanager
+def same_experiment() -> Iterator[None]:
+    """``mlflow.set_experiment`` sets a variable of the process, which later tests would meet."""
+    variable, active = os.environ.get(EXPERIMENT), fluent._active_experiment_id
+    yield
+    fluent._active_experiment_id = active
+    os.environ.pop(EXPERIMENT, None)
+    if variable is not None:
+        os.environ[EXPERIMENT] = variable
+
+
+@pytest.fixture(autouse=True)
+def experiment_of_a_test() -> Iterator[None]:
+    with same_experiment():
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def experiment_of_a_module() -> Iterator[None]:
+    with same_experiment():
+        yield
 
 
 @dataclass(frozen=True)
@@ -44,6 +70,11 @@ class Workplace:
         for parameter in parameters:
             command += ["-P", parameter]
         return self.run(command)
+
+    def run_script(self, entry_point: str, *parameters: str) -> "subprocess.CompletedProcess[str]":
+        """As people type it: ``./run ENTRY_POINT -P KEY=VALUE ...``."""
+        given = [word for parameter in parameters for word in ("-P", parameter)]
+        return self.run([str(ROOT / "run"), entry_point, *given])
 
     def script(self, entry_point: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """An entry script, called directly with Hydra's own syntax."""

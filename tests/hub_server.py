@@ -19,7 +19,7 @@ from fnmatch import fnmatch
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -27,6 +27,7 @@ LARGE = ("*.safetensors", "*.onnx", "*.onnx.data", "*.bin")
 TOKEN = "hf_of_somebody_who_accepted"
 INFO = re.compile(r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?")
 TREE = re.compile(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)")
+XET_TOKEN = "/api/xet-read-token"
 FILE = re.compile(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 
 
@@ -75,6 +76,14 @@ class Drop:
     reset: bool
 
 
+@dataclass
+class Hold:
+    """After a file's byte ``at`` nothing more comes until ``released``."""
+
+    at: int
+    released: Event
+
+
 @dataclass(frozen=True)
 class Request:
     method: str
@@ -89,6 +98,11 @@ class Hub:
         self.repositories: dict[str, Repository] = {}
         self.requests: list[Request] = []
         self.drops: dict[str, Drop] = {}
+        self.holds: dict[str, Hold] = {}
+        self.spoilt: set[str] = set()
+        self.xet: set[str] = (
+            set()
+        )  # files that are offered through Xet, of which there is no server
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._thread = Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
@@ -106,6 +120,8 @@ class Hub:
 
     def stop(self) -> None:
         """From here on connections are refused."""
+        for hold in self.holds.values():
+            hold.released.set()
         if self._thread.is_alive():
             self._server.shutdown()
             self._thread.join()
@@ -114,6 +130,15 @@ class Hub:
     def drop(self, name: str, at: int, times: float = float("inf"), reset: bool = False) -> None:
         """Break this file's transfers: an orderly end too early, or a reset connection."""
         self.drops[name] = Drop(at, times, reset)
+
+    def hold(self, name: str, at: int) -> Event:
+        """Keep this file's transfers waiting in the middle, until the event is set."""
+        self.holds[name] = Hold(at, Event())
+        return self.holds[name].released
+
+    def spoil(self, name: str) -> None:
+        """Change a byte of this file in every transfer, as a broken proxy or disk does."""
+        self.spoilt.add(name)
 
     def fetched(self) -> list[str]:
         """The files whose bytes were asked for, sorted, each as often as it was."""
@@ -176,7 +201,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _info(self, name: str, revision: str, sizes: bool) -> None:
         commit, files = self._find(name, revision, Gated.EVERYTHING)
         siblings = [
-            {"rfilename": file, **({"size": path.stat().st_size} if sizes else {})}
+            {"rfilename": file, **(_metadata(file, path) if sizes else {})}
             for file, path in files.items()
         ]
         self._send_json({"id": name, "sha": commit, "private": False, "siblings": siblings})
@@ -194,12 +219,21 @@ class _Handler(BaseHTTPRequestHandler):
         if "lfs" in entry:
             headers["X-Linked-ETag"] = f'"{entry["lfs"]["oid"]}"'
             headers["X-Linked-Size"] = str(len(content))
+        if file in self.hub.xet:
+            headers["X-Xet-Hash"] = entry["lfs"]["oid"]
+            headers["X-Xet-Refresh-Route"] = f"{self.hub.url}{XET_TOKEN}"
         start, status = 0, HTTPStatus.OK
         if asked := re.fullmatch(r"bytes=(\d+)-", self.headers["Range"] or ""):
             start, status = int(asked[1]), HTTPStatus.PARTIAL_CONTENT
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-        drop = self.hub.drops.get(file)
-        if drop is None or drop.times <= 0 or self.command == "HEAD":
+        if file in self.hub.spoilt:
+            content = bytes([content[0] ^ 1]) + content[1:]
+        drop, hold = self.hub.drops.get(file), self.hub.holds.get(file)
+        if hold is not None and self.command == "GET":
+            self._send(status, content[start:], headers, until=max(hold.at - start, 0))
+            hold.released.wait()
+            self._hang_up(reset=True)
+        elif drop is None or drop.times <= 0 or self.command == "HEAD":
             self._send(status, content[start:], headers)
         else:
             drop.times -= 1
@@ -228,6 +262,16 @@ class _Handler(BaseHTTPRequestHandler):
             # shut the connection down, which the client sees as an orderly end.
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             os.close(self.connection.detach())
+
+
+def _metadata(name: str, path: Path) -> dict[str, Any]:
+    """A file in the form of the API of models."""
+    entry = _entry(name, path)
+    told: dict[str, Any] = {"size": entry["size"], "blobId": entry["oid"]}
+    if "lfs" in entry:
+        lfs = entry["lfs"]
+        told["lfs"] = {"sha256": lfs["oid"], "size": lfs["size"], "pointerSize": 134}
+    return told
 
 
 def _entry(name: str, path: Path) -> dict[str, Any]:

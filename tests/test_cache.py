@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slmflow import cache
+from slmflow.served.digests import file_sha256
 
 ROOT = Path(__file__).resolve().parents[1]
 KEY = {"source": "maker/small", "revision": "abc", "precision": "int4"}
@@ -23,6 +24,7 @@ OTHER_RUN = """
 import json, sys
 from pathlib import Path
 from slmflow import cache
+from slmflow.served.digests import file_sha256
 
 def say(word):
     print(word, flush=True)
@@ -374,5 +376,5 @@ def test_any_single_change_changes_the_digest(content: dict[str, str], data: st.
 
 def test_a_name_cannot_pass_for_two_files(tmp_path: Path) -> None:
     write(tmp_path, {"two/a": "1", "two/b": "2"})
-    write(tmp_path, {f"one/a {cache.file_digest(tmp_path / 'two' / 'a')}\nb": "2"})
+    write(tmp_path, {f"one/a {file_sha256(tmp_path / 'two' / 'a')}\nb": "2"})
     assert cache.folder_digest(tmp_path / "one") != cache.folder_digest(tmp_path / "two")

@@ -9,8 +9,9 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
+from pathlib import Path
 from typing import Any, Protocol
 
 import httpx
@@ -18,10 +19,13 @@ import jsonschema_rs
 import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
+from mlflow.models import Model
 from mlflow.pyfunc import PyFuncModel
 
+from slmflow.served.digests import file_sha256
 from slmflow.served.packaged import PackagedModel
 from slmflow.served.search import SearchOptions
+from slmflow.served.weights import DECLARED, MANIFEST, File, Manifest, WeightsError
 from tests.conftest import ROOT, Packaged, Workplace
 from tests.server import start_server
 
@@ -1004,6 +1008,19 @@ REFUSING = (
 )
 
 
+def state_anew(model: Path) -> None:
+    """The contents of its files, for a model that was changed by hand."""
+    manifest = Manifest.read(model)
+    assert manifest is not None
+    places = {name: model / manifest.folder / name for name in manifest.files}
+    files = {name: File(path.stat().st_size, file_sha256(path)) for name, path in places.items()}
+    anew = replace(manifest, files=files)
+    anew.write(model)
+    about = Model.load(str(model))
+    about.metadata = {**about.metadata, DECLARED: anew.digest}
+    about.save(str(model / "MLmodel"))
+
+
 @pytest.fixture(scope="module")
 def refusing(
     packaged: Packaged, loaded: Loaded, tmp_path_factory: pytest.TempPathFactory
@@ -1018,6 +1035,7 @@ def refusing(
             shutil.copytree(held, folder)
             for template in folder.rglob("chat_template.jinja"):
                 template.write_text(REFUSING + template.read_text("utf-8"), "utf-8")
+            state_anew(folder)
             callers[Cell(runtime, "process")] = InProcess(loaded.load(str(folder)))
             server = stack.enter_context(start_server(packaged.workplace, f"model_uri={folder}"))
             client = httpx.Client(base_url=server.address, timeout=PATIENCE)
@@ -1038,6 +1056,19 @@ def test_messages_that_the_template_refuses_are_a_400_with_its_words(
 
 
 # MLflow's side.
+
+
+@pytest.mark.parametrize("version", VERSIONS.values())
+def test_a_model_that_lost_its_manifest_is_not_loaded(
+    packaged: Packaged, tmp_path: Path, version: int
+) -> None:
+    mlflow.set_tracking_uri(packaged.workplace.tracking_uri)
+    held = mlflow.artifacts.download_artifacts(f"models:/phi3-demo/{version}")
+    folder = tmp_path / "model"
+    shutil.copytree(held, folder)
+    (folder / MANIFEST).unlink()
+    with pytest.raises(WeightsError, match=r"weights\.json is missing"):
+        mlflow.pyfunc.load_model(str(folder))
 
 
 def test_the_transformers_model_keeps_its_flavour(packaged: Packaged) -> None:

@@ -22,13 +22,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mlflow.genai.datasets import create_dataset
 
+from slmflow.checkout import PROJECT_ROOT
 from slmflow.errors import DataError
 from slmflow.evaluation.data.check import FIELDS, example_from
 from slmflow.evaluation.data.dataset import SHOWN_ERRORS, Dataset, open_dataset
 from slmflow.evaluation.data.example import Example
 from slmflow.evaluation.data.log import as_mlflow
 from slmflow.evaluation.data.parquet import BATCH, read_parquet
-from slmflow.sources import PROJECT_ROOT
 from tests.conftest import Workplace
 
 QUESTION: dict[str, Any] = {

@@ -562,6 +562,7 @@ def test_a_row_that_breaks_the_server_each_time_is_one_refused_row() -> None:
         ("100000", [LONGEST_WAIT] * 4),
         (format_datetime(datetime.now(UTC) + timedelta(days=1)), [LONGEST_WAIT] * 4),
     ],
+    ids=["no word", "seconds", "too many", "a date"],  # workers must collect the same names
 )
 def test_the_server_says_how_long_to_wait_up_to_a_minute(
     told: str | None, waits: list[float], monkeypatch: pytest.MonkeyPatch

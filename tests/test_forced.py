@@ -53,7 +53,7 @@ def folders(shared_cache: Path) -> dict[Precision, Path]:
         patch.setenv("SLMFLOW_CACHE", str(shared_cache))
         checkpoint = find_checkpoint(str(CHECKPOINT), None, print)
         return {
-            precision: build(checkpoint, hardware(precision), print).path
+            precision: build(checkpoint, hardware(precision), print)[0].path
             for precision in (Precision.fp32, Precision.int8, Precision.int4)
         }
 

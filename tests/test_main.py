@@ -9,18 +9,17 @@ from mlflow.entities import Run
 from mlflow.models import Model
 
 from tests.conftest import Packaged
+from tests.trees import of_main
 
 RUNTIMES = ("transformers_pipeline", "custom_onnx")
 
 
 def runs(packaged: Packaged) -> dict[str, Run]:
-    """Those of the packaging, by name; other tests serve its models, which makes runs, too."""
-    client = packaged.workplace.client
-    experiment = client.get_experiment_by_name("tests")
-    assert experiment is not None
-    found = client.search_runs([experiment.experiment_id])
-    made = [run for run in found if run.data.tags.get("slmflow.entry_point") != "serve"]
-    return {run.info.run_name: run for run in made}
+    """Those of main, by name."""
+    found = of_main(packaged.workplace)
+    named = {run.info.run_name: run for run in found}
+    assert len(named) == len(found)
+    return named
 
 
 def parent_of(run: Run) -> str | None:

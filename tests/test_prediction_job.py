@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -17,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from slmflow import workflows
 from slmflow.answering.reply import Reply
 from slmflow.config.prediction import Engine, EngineName, Predict
 from slmflow.errors import ConfigError
@@ -28,8 +30,9 @@ from slmflow.prediction.model import ModelSpec
 from slmflow.prediction.owner import BEAT_SECONDS, OWNER, owned
 from slmflow.prediction.part import PartDone, PartJob, answer_part
 from slmflow.prediction.pinned import Pinned
-from slmflow.prediction.places import below, check_loggable, find, part_name, write_json
+from slmflow.prediction.places import below, find, part_name, write_json
 from slmflow.prediction.predict import Run, Summary, carry_out
+from slmflow.tracking.loggable import check_loggable
 
 MODEL = Pinned(ModelSpec("models:/echo/1"), "digest-1", {"temperature": 0.5})
 
@@ -265,6 +268,16 @@ def test_places_with_credentials_are_refused_without_showing_them(place: str) ->
         check_loggable("output", place)
     assert "hunter2" not in str(error.value)
     assert "me:" not in str(error.value)
+
+
+@pytest.mark.parametrize("story", [workflows.serve, workflows.materialise, workflows.export])
+def test_an_address_of_a_model_with_credentials_is_refused_before_a_run_has_it_as_its_name(
+    story: Callable[[workflows.Invocation], None],
+) -> None:
+    config = SimpleNamespace(model_uri="https://me:hunter2@host/model")
+    with pytest.raises(ConfigError, match=r"model_uri.*credentials") as error:
+        story(workflows.Invocation(config, {}, {}))
+    assert "hunter2" not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,10 @@ REQUIREMENTS = ("requirements.txt", "requirements-dev.txt", "constraints.txt")
 
 
 def stems(folder: Path, pattern: str) -> set[str]:
-    return {path.stem for path in folder.glob(pattern) if path.stem != "__init__"}
+    """Without what is no entry point: the package's marks, the lock of the models."""
+    names = {path.name.partition(".")[0]: path for path in folder.glob(pattern)}
+    marks = {"__init__", "__main__"}
+    return {stem for stem, path in names.items() if stem not in marks and path.stem == stem}
 
 
 def story_names() -> set[str]:

@@ -18,9 +18,13 @@ import pytest
 from tests.conftest import ROOT, Packaged, Workplace
 
 README = (ROOT / "README.md").read_text("utf-8")
-ENTRY_POINTS = ("main", "transformers_pipeline", "custom_onnx", "evaluate", "predict", "serve")
+ENTRY_POINTS = (
+    *("main", "transformers_pipeline", "custom_onnx", "evaluate", "predict", "serve"),
+    *("rerun", "lock", "materialise", "export", "doctor"),
+)
 
 
+FIRST_KEYS = {"rerun": "run_id", "lock": "models", "materialise": "model_uri"}  # of their configs
 FIRST_OF_A_LIST = r"^([\w./]+=[\w.]+),[\w.,]+$"
 
 
@@ -55,14 +59,14 @@ def test_every_command_of_the_readme_composes(
     workplace: Workplace, entry_point: str, arguments: list[str]
 ) -> None:
     """With the program's own arguments; what needs the hub is not run here."""
-    if entry_point == "evaluate":
+    if entry_point in ("evaluate", "lock"):
         arguments = [re.sub(r"^models=(.*)$", r"models=[\1]", word) for word in arguments]
     shown = [word for word in arguments if word not in ("--multirun", "--help")]
     plain = [re.sub(FIRST_OF_A_LIST, r"\1", word) for word in shown]  # --cfg shows one config
     extra = [] if "--cfg" in plain else ["--cfg", "job"]
     result = workplace.script(entry_point, *plain, *extra)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith("model:")
+    assert result.stdout.startswith(f"{FIRST_KEYS.get(entry_point, 'model')}:")
 
 
 @pytest.mark.parametrize(

@@ -191,6 +191,14 @@ def test_a_request_over_its_time_is_refused_and_taken_back(packaged: Packaged) -
         assert post(server).status_code == 200
 
 
+def state_of_the_last_server(workplace: Workplace) -> str:
+    (run,) = workplace.client.search_runs(
+        [e.experiment_id for e in workplace.client.search_experiments()],
+        "tags.slmflow.entry_point = 'serve'",
+    )[:1]
+    return str(run.info.status)
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_a_server_that_is_stopped_finishes_what_runs(
     packaged: Packaged, how: int, tmp_path: Path
@@ -204,11 +212,22 @@ def test_a_server_that_is_stopped_finishes_what_runs(
         assert lines[-1] == "data: [DONE]"
         assert server.process.wait(PATIENCE) == 0
         assert not held.worker.is_running()
-    (run,) = workplace.client.search_runs(
-        [e.experiment_id for e in workplace.client.search_experiments()],
-        "tags.slmflow.entry_point = 'serve'",
-    )[:1]
-    assert run.info.status == "FINISHED"
+    assert state_of_the_last_server(workplace) == "FINISHED"
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_what_is_sent_while_a_server_ends_does_not_make_it_fail(
+    packaged: Packaged, how: int, tmp_path: Path
+) -> None:
+    """``mlflow run`` hands its own Ctrl-C on as SIGTERM, at any moment of the end."""
+    workplace = copy_store(packaged.workplace, tmp_path)
+    with start_server(workplace, ONNX) as server:
+        server.process.send_signal(how)
+        while server.process.poll() is None:
+            server.process.terminate()
+            time.sleep(0.005)
+        assert server.process.returncode == 0, server.output()
+    assert state_of_the_last_server(workplace) == "FINISHED"
 
 
 def test_the_model_dies_with_its_server(packaged: Packaged) -> None:

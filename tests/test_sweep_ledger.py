@@ -15,15 +15,17 @@ from mlflow.exceptions import MlflowException
 
 from slmflow.config.sweep import Strategy, Sweep
 from slmflow.errors import TrackingError
+from slmflow.replay.record import Record
 from slmflow.sweeps import session as sessions
 from slmflow.sweeps.ledger import ERROR, PARENT, Ledger, Point
-from slmflow.sweeps.plan import Plan
+from slmflow.sweeps.plan import Plan, common
 from slmflow.sweeps.record import log_result, result_of
 from slmflow.sweeps.results import PointResult, State
 from slmflow.sweeps.run_points import _Follower, run_points
 from slmflow.sweeps.session import SESSION, driver_of, session
 from slmflow.sweeps.strategy import Grid
 from slmflow.tracking import follow
+from slmflow.tracking.parameters import whole_tag
 from tests.conftest import _empty_store
 
 POINTS = (("a=1",), ("a=2",), ("a=3",))
@@ -66,6 +68,29 @@ def test_a_point_that_is_begun_again_keeps_its_earlier_attempt_below_it(
     assert earlier.data.tags[PARENT] == second
 
 
+def test_between_a_new_attempt_and_the_move_of_the_earlier_one_only_the_new_one_counts(
+    store: MlflowClient, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others look at any moment, and a driver may be killed at any."""
+    point = Point(0, ("a=1",))
+    first = ledger.begin(point)
+    store.set_terminated(first, "KILLED")
+    with monkeypatch.context() as cut, pytest.raises(ConnectionError):
+        cut.setattr("slmflow.sweeps.ledger.end_tree", _cut_off)
+        ledger.begin(point)
+    (found,) = ledger.results()
+    assert (found.attempts, found.state) == (2, State.running)
+    third = ledger.begin(point)
+    assert [(one.run_id, one.attempts) for one in ledger.results()] == [(third, 3)]
+    earlier = store.get_run(found.run_id), store.get_run(first)
+    assert {run.data.tags[PARENT] for run in earlier} == {third}
+    assert {run.info.status for run in earlier} == {"KILLED"}
+
+
+def _cut_off(*_: object) -> None:
+    raise ConnectionError
+
+
 def test_a_point_that_has_finished_is_not_begun_again(store: MlflowClient, ledger: Ledger) -> None:
     point = Point(0, ("a=1",))
     store.set_terminated(ledger.begin(point), "FINISHED")
@@ -91,6 +116,35 @@ def test_a_point_that_never_began_gets_a_run_that_says_why(ledger: Ledger) -> No
     ledger.end(Point(2, ("a=3",)), State.failed, "its job was refused")
     (found,) = ledger.results()
     assert (found.number, found.state, found.message) == (2, State.failed, "its job was refused")
+
+
+def test_what_varies_is_whole_however_long_it_is(store: MlflowClient, ledger: Ledger) -> None:
+    """A tag of 8000 characters is the most that MLflow takes, and it cuts longer ones."""
+    long = (f"search.stop=[{'x' * 9000}]", "a=1")
+    run_id = ledger.begin(Point(0, long))
+    assert run_id is not None
+    tags = store.get_run(run_id).data.tags
+    assert max(len(value) for value in tags.values()) <= 5000
+    assert ledger.results()[0].overrides == dict(one.split("=", 1) for one in long)
+    assert Record(store.get_run(run_id), {}, ()).varies == long
+    store.log_metric(run_id, "correct", 0.5)
+    store.set_terminated(run_id, "FINISHED")
+    plan = replace(plan_of(), points=(long,))
+    log_result(result_of(plan, ledger, 1.0), store)
+    parent = store.get_run(ledger.parent)
+    assert max(len(value) for value in parent.data.tags.values()) <= 5000
+    assert whole_tag(parent, "slmflow.sweep.best.overrides", store) == " ".join(long)
+
+
+def test_what_configs_have_in_common_is_what_is_alike_in_all_of_them() -> None:
+    one = {"a": {"b": 1, "c": [1]}, "d": None, "e": 1, "f": {"g": 1}, "only": 1}
+    other = {"a": {"b": 2, "c": [1]}, "d": None, "e": {"x": 1}, "f": {"g": 1}}
+    assert common([one]) == one
+    assert (
+        common([one, other])
+        == common([other, one])
+        == {**{"a": {"c": [1]}, "d": None, "f": {"g": 1}}}
+    )
 
 
 def test_of_drivers_that_claim_a_sweep_at_once_one_has_it(

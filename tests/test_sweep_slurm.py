@@ -58,7 +58,7 @@ class Sweep:
             os.killpg(process.pid, signal.SIGTERM)
             raise
         wait_until(lambda: not self.cluster.queue())
-        return Session(process.returncode, output, self.points())
+        return Session(process.returncode, output, self.points(settled=True))
 
     def runs(self) -> list[Run]:
         experiment = self.workplace.client.get_experiment_by_name("tests")
@@ -69,11 +69,14 @@ class Sweep:
         tops = [run for run in self.runs() if "mlflow.parentRunId" not in run.data.tags]
         return min(tops, key=lambda run: int(run.info.start_time))
 
-    def points(self) -> dict[int, Run]:
+    def points(self, settled: bool = False) -> dict[int, Run]:
+        """The newest attempts. While the sweep runs, one that begins anew has two for a moment."""
         parent = self.parent().info.run_id
         children = [r for r in self.runs() if r.data.tags.get("mlflow.parentRunId") == parent]
+        children.sort(key=lambda run: int(run.data.tags["slmflow.sweep.attempts"]))
         by_number = {int(run.data.tags["slmflow.sweep.point"]): run for run in children}
-        assert len(by_number) == len(children)  # one child a point
+        if settled:
+            assert len(by_number) == len(children)  # one child a point
         return by_number
 
     def running(self) -> dict[int, str]:

@@ -122,12 +122,30 @@ def test_the_alias_points_at_the_best_point_and_not_at_the_last(swept) -> None: 
     assert best.data.tags["slmflow.models"] == f"models:/phi3-demo/{version.version}"
 
 
+def test_who_names_no_version_gets_the_best_point_and_not_the_last(swept, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    workplace, _ = swept
+    result = workplace.script("export", f"output={tmp_path / 'exported'}")
+    version = workplace.client.get_model_version_by_alias("phi3-demo", "candidate-custom_onnx-cpu")
+    assert result.returncode == 0, result.stdout + result.stderr
+    (exported,) = (tmp_path / "exported").rglob("MLmodel")
+    assert version.run_id in exported.read_text()
+    versions = workplace.client.search_model_versions("name='phi3-demo'")
+    assert int(version.version) < max(int(one.version) for one in versions)
+
+
 def test_what_a_point_printed_is_with_its_run(swept) -> None:  # type: ignore[no-untyped-def]
     workplace, _ = swept
     (parent,) = parents(workplace)
     first, second, *_ = points(workplace, parent)
     assert "log the MLflow model" in artifact(workplace, first, "output.txt")
     assert "error: hardware.precision=bf16" in artifact(workplace, second, "output.txt")
+
+
+def test_points_of_the_same_weights_take_the_room_of_one(swept) -> None:  # type: ignore[no-untyped-def]
+    workplace, _ = swept
+    files = list(workplace.folder.rglob("model.onnx.data"))
+    assert len(files) == 2, "the two that finished"
+    assert len({file.stat().st_ino for file in files}) == 1
 
 
 def test_the_same_command_again_runs_only_what_has_not_finished(swept, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -229,6 +247,8 @@ def test_the_tracking_server_may_be_remote(workplace: Workplace, tmp_path: Path)
         (parent,) = parents(remote)
         assert states(remote, parent) == ["FINISHED", "FINISHED"]
         assert "<svg" in artifact(remote, parent, "sweep.html")
+        logged = remote.client.search_logged_models([parent.info.experiment_id])
+        assert sorted(model.name for model in logged) == [*["custom_onnx"] * 2, "weights"]
 
 
 def test_commas_and_quotes_in_values_stay_what_they_are(workplace: Workplace) -> None:

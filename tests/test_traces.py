@@ -54,6 +54,18 @@ def test_an_unanswered_row_is_an_error_and_a_failed_scorer_is_told(experiment: s
     assert failed.error.error_message == "KeyError: x"
 
 
+def test_errors_are_told_without_secrets_and_answers_as_they_are(experiment: str) -> None:
+    told = "refused: api_key=hunter2hunter2"
+    refused, answered = log(
+        experiment, [row(0, Reply("", error=told), mine=f"KeyError: {told}"), row(1, Reply(told))]
+    )
+    if refused.info.tags["row"] != "row-0":
+        refused, answered = answered, refused
+    assert "hunter2" not in str(refused.to_dict())
+    assert refused.info.response_preview == "refused: api_key=***"
+    assert answered.info.response_preview == told
+
+
 def test_more_rows_than_one_write_takes_all_arrive(experiment: str) -> None:
     traces = log(experiment, [row(number) for number in range(BATCH + 1)])
     assert {trace.info.tags["row"] for trace in traces} == {f"row-{n}" for n in range(BATCH + 1)}

@@ -22,6 +22,15 @@ def runs(workplace: Workplace) -> list[Run]:
     return found
 
 
+def of_main(workplace: Workplace) -> list[Run]:
+    """All that began before the store's first run, main, had ended: other tests use its models
+    later, which makes runs, too."""
+    found = sorted(runs(workplace), key=lambda run: int(run.info.start_time))
+    main = found[0]
+    assert main.info.run_name == "main phi3-demo"
+    return [run for run in found if run.info.start_time <= main.info.end_time]
+
+
 def parents(workplace: Workplace) -> list[Run]:
     """The sweeps, oldest first."""
     sweeps = [run for run in runs(workplace) if "slmflow.sweep.key" in run.data.tags]

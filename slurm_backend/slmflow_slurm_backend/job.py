@@ -104,7 +104,8 @@ def _environment() -> dict[str, str]:
     """`--env-manager local` runs the ``python`` of the PATH: that of this process."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     kept = {key: value for key, value in os.environ.items() if key != "MLFLOW_EXPERIMENT_NAME"}
-    return {**kept, "PATH": path}
+    quiet = {"MLFLOW_LOGGING_LEVEL": "WARNING"}  # its INFO repeats what was typed, secrets too
+    return {**quiet, **kept, "PATH": path}
 
 
 def _on_signals(handler: Callable[[int, FrameType | None], None]) -> None:

@@ -81,13 +81,13 @@ class SlmflowSweeper(Sweeper):  # type: ignore[misc]
         self, arguments: Sequence[str], config: DictConfig, settings: "Sweep"
     ) -> tuple["Plan", "Strategy"]:
         from slmflow.config.sweep import Strategy as Kind
-        from slmflow.sweeps.plan import Plan
+        from slmflow.sweeps.plan import Plan, common
         from slmflow.sweeps.strategy import Grid, Tpe
 
         overrides = self._parsed(arguments, settings)
         varying = [override for override in overrides if override.is_sweep_override()]
         self._fixed = [o.input_line for o in overrides if not o.is_sweep_override()]
-        self._check(varying)
+        composed = self._check(varying)
         strategy: Strategy
         points: tuple[tuple[str, ...], ...] = ()
         if settings.strategy is Kind.tpe:
@@ -104,6 +104,8 @@ class SlmflowSweeper(Sweeper):  # type: ignore[misc]
             key=_key(entry_point, config, points or [o.input_line for o in varying]),
             points=points,
             settings=settings,
+            config=_shared_config(composed, varying),
+            choices=common([_choices(one) for one in composed]),
         )
         return plan, strategy
 
@@ -114,12 +116,22 @@ class SlmflowSweeper(Sweeper):  # type: ignore[misc]
         preset = [f"{key}={values}" for key, values in settings.over.items() if key not in keys]
         return [*typed, *parser.parse_overrides(preset)]
 
-    def _check(self, varying: Sequence[Override]) -> None:
-        """A misspelt key or option is told before the first point runs: each value alone."""
+    def _check(self, varying: Sequence[Override]) -> list[DictConfig]:
+        """A misspelt key or option is told before the first point runs: each value is composed
+        alone. What all have in common, the points have."""
+        from slmflow.errors import ConfigError
+        from slmflow.redaction import redacted_override
+
+        composed = [self._composed(self._fixed)]
         for override in varying:
+            if (shown := redacted_override(override.input_line)) != override.input_line:
+                raise ConfigError(
+                    f"{shown} would have a secret tell the points of a sweep apart, and no secret "
+                    "is recorded; sweep over something else, and give secrets as variables"
+                )
             texts = _texts(override) if override.is_discrete_sweep() else ()
-            for text in texts:
-                self._composed([*self._fixed, text])
+            composed += [self._composed([*self._fixed, text]) for text in texts]
+        return composed
 
     def _composed(self, arguments: Sequence[str]) -> DictConfig:
         overrides = [*self._config.hydra.overrides.hydra, *arguments]
@@ -185,6 +197,35 @@ def _key(entry_point: str, config: DictConfig, points: Sequence[Any]) -> str:
     over = own.pop("sweep")["over"]  # the rest of it says how points run, not which
     text = json.dumps([entry_point, own, over, points], sort_keys=True, default=str)
     return sha256(text.encode()).hexdigest()[:24]
+
+
+def _shared_config(composed: Sequence[DictConfig], varying: Sequence[Override]) -> dict[str, Any]:
+    """Without what varies, and what follows from that."""
+    from slmflow.config.load import without_hydra
+    from slmflow.sweeps.plan import common
+
+    own = [without_hydra(config) for config in composed]
+    values: list[Any] = [OmegaConf.to_container(o, resolve=True, enum_to_str=True) for o in own]
+    shared = common(values)
+    for override in varying:
+        if not override.is_discrete_sweep():  # an interval: none of its values was composed
+            _drop(shared, override.get_key_element())
+    return shared
+
+
+def _drop(values: dict[str, Any], key: str) -> None:
+    first, _, rest = key.lstrip("+").partition(".")
+    if not rest:
+        values.pop(first, None)
+    elif first in values:
+        _drop(values[first], rest)
+
+
+def _choices(config: DictConfig) -> dict[str, str]:
+    from slmflow.cli import GROUPS
+
+    chosen = config.hydra.runtime.choices
+    return {group: chosen[group] for group in GROUPS if chosen.get(group) is not None}
 
 
 def _name(entry_point: str, config: DictConfig, varying: Sequence[Override]) -> str:

@@ -7,7 +7,6 @@ fits, an entry does not exist. A lock lets one run make it while others wait.
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -16,14 +15,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from slmflow.served.digests import cache_root, file_sha256, files_sha256, replace_whole
 
-def root() -> Path:
-    """``SLMFLOW_CACHE``, else ``~/.cache/slmflow``.
-
-    Absolute: libraries take the relative path of a model for its name on a hub.
-    """
-    chosen = os.environ.get("SLMFLOW_CACHE")
-    return Path(chosen or "~/.cache/slmflow").expanduser().absolute()
+root = cache_root
 
 
 def entry(
@@ -79,7 +73,7 @@ def manifest(folder: Path) -> dict[str, dict[str, Any]]:
         path.relative_to(folder).as_posix(): {
             "size": path.stat().st_size,
             "mtime_ns": path.stat().st_mtime_ns,
-            "sha256": file_digest(path),
+            "sha256": file_sha256(path),
         }
         for path in _files(folder)
     }
@@ -93,15 +87,11 @@ def folder_digest(folder: Path) -> str:
 def files_digest(folder: Path, names: Sequence[str]) -> str:
     """The same over some files: the revision of weights that have no commit."""
     total = hashlib.sha256()
-    for path in (folder / name for name in sorted(names)):
+    digests = files_sha256(folder / name for name in sorted(names))
+    for path, digest in digests.items():
         # A name may hold anything but NUL, which therefore ends it beyond doubt.
-        total.update(f"{path.relative_to(folder).as_posix()}\0{file_digest(path)}\n".encode())
+        total.update(f"{path.relative_to(folder).as_posix()}\0{digest}\n".encode())
     return total.hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def key_digest(key: Mapping[str, str]) -> str:
@@ -110,10 +100,7 @@ def key_digest(key: Mapping[str, str]) -> str:
 
 def write_json(path: Path, content: Any) -> None:
     """All or nothing: a reader never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(content, indent=1))
-    partial.replace(path)
+    replace_whole(path, json.dumps(content, indent=1))
 
 
 def _lock(path: Path, waiting: Callable[[], None]) -> AbstractContextManager[object]:
@@ -134,4 +121,4 @@ def _same(path: Path, about: Mapping[str, Any]) -> bool:
     stat = path.stat()
     if stat.st_size != about["size"]:
         return False
-    return bool(stat.st_mtime_ns == about["mtime_ns"] or file_digest(path) == about["sha256"])
+    return bool(stat.st_mtime_ns == about["mtime_ns"] or file_sha256(path) == about["sha256"])

@@ -21,6 +21,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from slmflow.redaction import redacted
+
 WIDTH = 80  # tables must fit a terminal of this width
 
 
@@ -30,17 +32,24 @@ def console() -> Console:
     return Console(highlight=False, soft_wrap=True)
 
 
+def _shown(text: str) -> str:
+    """As it stands, but for secrets."""
+    return escape(redacted(text))
+
+
 def heading(text: str) -> None:
-    console().print(f"\n[bold]{escape(text)}[/]")
+    console().print(f"\n[bold]{_shown(text)}[/]")
 
 
 def note(text: str) -> None:
-    console().print(f"  {escape(text)}")
+    console().print(f"  {_shown(text)}")
 
 
 def prose(text: str) -> None:
     """A sentence that may be long, in lines that fit the terminal."""
-    for line in textwrap.wrap(text, WIDTH - 2, break_long_words=False, break_on_hyphens=False):
+    for line in textwrap.wrap(
+        redacted(text), WIDTH - 2, break_long_words=False, break_on_hyphens=False
+    ):
         note(line)
 
 
@@ -53,21 +62,31 @@ def step(text: str) -> Iterator[list[str]]:
     details: list[str] = []
     out = console()
     started = time.monotonic()
-    with out.status(escape(text)):
+    with out.status(_shown(text)):
         try:
             yield details
         except BaseException:
-            out.print(f"  [red]✗[/] {escape(text)}")
+            out.print(f"  [red]✗[/] {_shown(text)}")
             raise
     seconds = time.monotonic() - started
     tail = f": {', '.join(details)}" if details else ""
-    out.print(f"  [green]✓[/] {escape(text + tail)} [dim]({seconds:.1f} s)[/]")
+    out.print(f"  [green]✓[/] {_shown(text + tail)} [dim]({seconds:.1f} s)[/]")
 
 
 def mark(sign: str, text: str, seconds: float | None) -> None:
     """One line of many that are told as they end; ``sign`` is rich's markup."""
     tail = "" if seconds is None else f" [dim]({seconds:.1f} s)[/]"
-    console().print(f"  {sign} {escape(text)}{tail}")
+    console().print(f"  {sign} {_shown(text)}{tail}")
+
+
+def marked(sign: str, text: str) -> None:
+    """The same of a sentence that may be long, in lines that fit the terminal."""
+    first, *others = textwrap.wrap(
+        redacted(text), WIDTH - 4, break_long_words=False, break_on_hyphens=False
+    )
+    mark(sign, first, None)
+    for line in others:
+        note(f"  {line}")
 
 
 @contextmanager
@@ -93,12 +112,12 @@ def progress(text: str, total: int, steady: bool = True) -> Iterator["Bar"]:
         try:
             yield bar
         except BaseException:
-            out.print(f"  [red]✗[/] {escape(text)}")
+            out.print(f"  [red]✗[/] {_shown(text)}")
             raise
     seconds = time.monotonic() - started
     rate = _rate(total / seconds) if seconds > 0 else ""
     tail = f": {', '.join(bar.details)}" if bar.details else ""
-    out.print(f"  [green]✓[/] {escape(text + tail)} [dim]({total} in {seconds:.1f} s{rate})[/]")
+    out.print(f"  [green]✓[/] {_shown(text + tail)} [dim]({total} in {seconds:.1f} s{rate})[/]")
 
 
 class _Rate(ProgressColumn):
@@ -133,16 +152,16 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | No
     for index, column in enumerate(columns):
         shown.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
-        shown.add_row(*(escape(cell) for cell in row))
+        shown.add_row(*(_shown(cell) for cell in row))
     console().print("", shown, sep="\n", width=WIDTH)
 
 
 def commands(title: str, lines: Sequence[tuple[str, str]]) -> None:
     """Next commands: what each is for, and what to type."""
     out = console()
-    out.print(f"\n[bold]{escape(title)}[/]")
+    out.print(f"\n[bold]{_shown(title)}[/]")
     for purpose, command in lines:
-        out.print(f"  [dim]# {escape(purpose)}[/]\n  {escape(command)}")
+        out.print(f"  [dim]# {_shown(purpose)}[/]\n  {_shown(command)}")
 
 
 def size(count: float) -> str:

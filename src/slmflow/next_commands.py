@@ -9,12 +9,12 @@ from pathlib import Path
 import mlflow
 
 from slmflow import console
-from slmflow.config.schema import PackagingConfig
-from slmflow.sources import PROJECT_ROOT
+from slmflow.redaction import redacted
+from slmflow.tracking.project_source import command
 from slmflow.tracking.registry import Registered
 
 
-def show_next(registered: Sequence[Registered], config: PackagingConfig) -> None:
+def show_next(registered: Sequence[Registered], run_id: str) -> None:
     console.heading("registered")
     for one in registered:
         console.note(f"{one.uri}  alias {one.alias}")
@@ -24,8 +24,9 @@ def show_next(registered: Sequence[Registered], config: PackagingConfig) -> None
         [
             *_prepare(),
             ("look at runs, answers and versions in the browser", _ui()),
-            ("serve it, with a page to chat", f"{PROJECT_ROOT}/run serve -P model_uri={uri}"),
-            ("do the same for another model", f"{PROJECT_ROOT}/run main -P model=qwen2_5_0_5b"),
+            ("serve it, with a page to chat", command("serve", f"model_uri={uri}")),
+            ("run it again, and compare", command("rerun", f"run_id={run_id}")),
+            ("do the same for another model", command("main", "model=qwen2_5_0_5b")),
         ],
     )
 
@@ -61,7 +62,7 @@ def _ui() -> str:
 
 def _tracking_uri() -> str:
     """Without the user name and password that it may hold."""
-    return re.sub(r"//[^/@]+@", "//", mlflow.get_tracking_uri())
+    return redacted(re.sub(r"//[^/@]+@", "//", mlflow.get_tracking_uri()))
 
 
 def _prepare() -> list[tuple[str, str]]:

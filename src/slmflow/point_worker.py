@@ -1,6 +1,7 @@
 """The door for the points of a sweep: runs entry points one after another, as ``cli`` runs one.
 
-Standard input: a point a line, ``{"entry_point", "overrides", "run_id", "experiment_id"}``.
+Standard input: a point a line, ``{"entry_point", "overrides", "run_id", "experiment_id"}``, and
+``"config"``, the name of the one to compose, or ``"recorded"``, the order of a rerun.
 Standard output: when it has ended, ``{"exit_code", "words", "memory"}``. What the point prints is
 an artifact of its run. The process ends with its input.
 """
@@ -23,12 +24,16 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 
 from slmflow import cli
+from slmflow.checkout import PROJECT_ROOT
 from slmflow.config.load import without_hydra
 from slmflow.config.store import register
-from slmflow.sources import PROJECT_ROOT
+from slmflow.errors import INTERRUPTED
+from slmflow.redacted_output import redact_output
+from slmflow.redaction import redacted, remember_overrides
 from slmflow.tracking.follow import FOLLOWED, Pruned
 
 OUTPUT = "output.txt"
+SAME = "surrogateescape"  # bytes that are no text stay what they are
 
 
 def main() -> None:
@@ -37,6 +42,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     register()
     cli.silence_libraries()
+    redact_output()
     orders: Queue[dict[str, Any]] = Queue()
     threading.Thread(target=_read, args=(orders,), daemon=True).start()
     from slmflow import workflows  # noqa: F401  the long import, while nothing is asked yet
@@ -74,15 +80,20 @@ def _carry_out(order: dict[str, Any]) -> tuple[int, str]:
             if words:
                 print(f"error: {words}", file=sys.stderr)
         with suppress(Exception):  # the run itself has ended, and says how
+            log.write_text(redacted(log.read_text("utf-8", SAME)), "utf-8", SAME)
             MlflowClient().log_artifact(order["run_id"], str(log))
-    if exit_code == cli.INTERRUPTED:
+    if exit_code == INTERRUPTED:
         raise SystemExit(exit_code)
     _end(order["run_id"], exit_code, words)
     return exit_code, words
 
 
 def _run(order: dict[str, Any]) -> tuple[int, str]:
+    remember_overrides(order["overrides"])
     try:
+        if "recorded" in order:
+            _repeat(order["recorded"])
+            return 0, ""
         with initialize_config_dir(str(PROJECT_ROOT / "conf"), version_base="1.3"):
             config = compose(order["config"], order["overrides"], return_hydra_config=True)
             HydraConfig.instance().set_config(config)
@@ -91,14 +102,21 @@ def _run(order: dict[str, Any]) -> tuple[int, str]:
         print(f"pruned: {why}")
         return 0, ""
     except KeyboardInterrupt:
-        return cli.INTERRUPTED, ""
+        return INTERRUPTED, ""
     except Exception as error:
         message = cli.message_of(error)
         if message is None:
-            traceback.print_exc()
-            message = f"{type(error).__name__}: {error}"
+            print(redacted(traceback.format_exc()), file=sys.stderr)
+            message = redacted(f"{type(error).__name__}: {error}")
         return getattr(error, "exit_code", 1), message
     return 0, ""
+
+
+def _repeat(recorded: dict[str, Any]) -> None:
+    from slmflow import workflows
+    from slmflow.replay.pins import Order
+
+    workflows.repeat(Order(**recorded))
 
 
 def _end(run_id: str, exit_code: int, words: str) -> None:
@@ -107,10 +125,12 @@ def _end(run_id: str, exit_code: int, words: str) -> None:
     from mlflow import MlflowClient
     from mlflow.entities import RunStatus
 
+    from slmflow.tracking.parameters import log_error
+
     client = MlflowClient()
     status = client.get_run(run_id).info.status
     if not RunStatus.is_terminated(RunStatus.from_string(status)):
-        client.set_tag(run_id, "slmflow.error", words[:5000])
+        log_error(words, run_id)
         client.set_terminated(run_id, "FAILED" if exit_code else "FINISHED")
 
 

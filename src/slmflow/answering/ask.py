@@ -124,12 +124,14 @@ class ModelProcess:
             yield event["nats"], event["tokens"]
 
     def observe(
-        self, rows: Sequence[Row], new_tokens: int, save: Path | None
+        self, rows: Sequence[Row], new_tokens: int, save: Path | None, least: int = 0
     ) -> Iterator[dict[str, Any]]:
         """Every row's prompt and greedy answer, in text and token ids; the log-probabilities of
-        its tokens in the folder ``save``, a file a row."""
+        its tokens in the folder ``save``, a file a row. ``least``: tokens before which no answer
+        ends."""
         where = None if save is None else str(save)
-        yield from self._do({"observe": list(rows), "new_tokens": new_tokens, "save": where})
+        length = {"new_tokens": new_tokens, "save": where, "least": least}
+        yield from self._do({"observe": list(rows), **length})
 
     def force(
         self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], against: Path

@@ -22,6 +22,7 @@ from slmflow.answering.endpoint_patience import patiently
 from slmflow.answering.endpoint_speed import LengthOf, learn_length, timed
 from slmflow.answering.in_threads import as_they_come
 from slmflow.answering.reply import Measurement, Reply, Setting
+from slmflow.listing import first
 
 Way = tuple[bool, Mapping[str, Any]]  # to be completed, not answered; and what to say with it
 NO_SUCH_PATH = (404, 405, 501)
@@ -205,7 +206,7 @@ class Endpoint:
             raise AskError(f"{self.uri}: it lists no model; name one: {self.uri}#NAME")
         raise AskError(
             f"{self.uri}: it has {len(names)} models; name one of them, as in "
-            f"{self.uri}#{names[0]}: {_enumerated(names)}"
+            f"{self.uri}#{names[0]}: {first(sorted(names), NAMES_SHOWN)}"
         )
 
     def _check_unlisted(self, names: Sequence[str]) -> None:
@@ -215,13 +216,8 @@ class Endpoint:
             self._server.post(CHAT, {"model": self.model, "messages": []})
         except Failed as failed:
             if failed.status is None or failed.status in (401, 403, *NO_SUCH_PATH):
-                listed = f"; it lists {_enumerated(names)}" if names else ""
+                listed = f"; it lists {first(sorted(names), NAMES_SHOWN)}" if names else ""
                 raise AskError(f"{self._told(failed)}{listed}") from None
 
     def _told(self, failed: Failed, when: str = "") -> AskError:
         return AskError(f"{self.uri}: {when}{failed}")
-
-
-def _enumerated(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    return ", ".join(sorted(names)[:NAMES_SHOWN]) + more

@@ -2,16 +2,25 @@
 
 from dataclasses import dataclass
 
+from slmflow.redaction import redacted
+
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer, or why there is none. ``None`` where the model does not tell."""
+    """One answer, or why there is none. ``None`` where the model does not tell.
+
+    ``error`` without secrets: it is recorded, and a server may repeat the key that it was given.
+    """
 
     text: str
     finish_reason: str | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     error: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.error is not None:
+            object.__setattr__(self, "error", redacted(self.error))
 
 
 @dataclass(frozen=True)

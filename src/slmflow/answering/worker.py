@@ -8,7 +8,8 @@ the event ``done``, or ``failed`` where one cannot be carried out:
 - ``{"answer": [row, ...]}``: an event ``reply`` a row, with its ``index``, as they come
 - ``{"measure": [text, ...], "setting": {...}}``: an event ``measured``, or ``unfit``, with a reason
 - ``{"likelihood": [[row, reference], ...]}``: an event ``likelihood`` a row
-- ``{"observe": [row, ...], "new_tokens", "save": folder or null}``: an event ``observed`` a row
+- ``{"observe": [row, ...], "new_tokens", "save": folder or null, "least"}``: an event ``observed``
+  a row, of at least so many tokens
 - ``{"force": [[prompt ids, answer ids], ...], "against"}``: an event ``forced`` a row, or
   ``other_vocabulary`` where the two cannot be compared
 - ``{"memory": true}``: an event ``memory``
@@ -100,7 +101,8 @@ def _carry_out(subject: Any, order: dict[str, Any]) -> Iterator[Event]:
     elif "likelihood" in order:
         yield from (subject.likelihood(row, reference) for row, reference in order["likelihood"])
     elif "observe" in order:
-        yield from subject.observe(order["observe"], order["new_tokens"], order["save"])
+        length = order["new_tokens"], order["save"], order["least"]
+        yield from subject.observe(order["observe"], *length)
     elif "force" in order:
         yield from subject.force(order["force"], Path(order["against"]))
     else:
@@ -163,7 +165,7 @@ class _Packaged:
         return {"event": "likelihood", "nats": nats, "tokens": tokens}
 
     def observe(
-        self, rows: list[dict[str, Any]], new_tokens: int, save: str | None
+        self, rows: list[dict[str, Any]], new_tokens: int, save: str | None, least: int
     ) -> Iterator[Event]:
         """Prompts and greedy answers; the log-probabilities as ``save/<row>.npy``."""
         import numpy as np
@@ -172,7 +174,10 @@ class _Packaged:
 
         for index, row in enumerate(rows):
             text, ids = forced.prompt_of(self._packaged, row)
-            answer = forced.greedy(self._runtime, ids, new_tokens)
+            if least:
+                answer = self._at_length(ids, new_tokens, least)
+            else:
+                answer = forced.greedy(self._runtime, ids, new_tokens)
             if answer and save is not None:
                 read = forced.log_probabilities(self._runtime, ids, answer)
                 np.save(Path(save) / f"{index}.npy", read)
@@ -184,6 +189,19 @@ class _Packaged:
                 "answer_ids": list(answer),
                 "answer": shown,
             }
+
+    def _at_length(self, ids: list[int], new_tokens: int, least: int) -> list[int]:
+        """Greedy; no end token is chosen before ``least`` tokens. None where there is no room."""
+        from contextlib import closing
+
+        from slmflow.served.search import SearchOptions
+
+        room = min(new_tokens, self._runtime.context_length - len(ids))
+        if room < 1:
+            return []
+        options = SearchOptions(max_new_tokens=room, min_new_tokens=min(least, room))
+        with closing(self._runtime.steps([ids], options, room)) as steps:
+            return [int(token) for (token,) in steps]
 
     def force(self, pairs: list[list[list[int]]], against: Path) -> Iterator[Event]:
         """The reference's own prompts and answers, read by this model."""
@@ -297,7 +315,7 @@ class _Foreign:
         raise ValueError("its logits cannot be seen")
 
     def observe(
-        self, rows: list[dict[str, Any]], new_tokens: int, save: str | None
+        self, rows: list[dict[str, Any]], new_tokens: int, save: str | None, least: int
     ) -> Iterator[Event]:
         raise ValueError("its prompts cannot be seen")
 

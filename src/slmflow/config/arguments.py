@@ -19,6 +19,9 @@ HYDRA_FLAGS = HYDRA_FLAGS_WITH_VALUE | {
 LIST_OF_URIS = "models"
 """The key that MLproject passes in brackets: a URI may hold # and =, which the grammar refuses."""
 
+RUN_ID = re.compile(r"[0-9a-fA-F]+")
+"""Of the key ``run_id`` a text, also where the grammar would read a number: 0012, 12e7."""
+
 LEFT_TO_CONFIG = re.compile(r"\w+=default")
 """What MLproject passes for a group that nobody chose: defaults list or experiment decide."""
 
@@ -68,6 +71,8 @@ def quoted(key: str, value: str) -> str:
     """``key=value`` in Hydra's grammar: a value that the grammar refuses is quoted as a text, or,
     where it is a list of URIs, each of them."""
     override = f"{key}={value}"
+    if key == "run_id" and RUN_ID.fullmatch(value):
+        return f"{key}={_as_text(value)}"
     try:
         OverridesParser.create().parse_override(override)
         return override

@@ -1,9 +1,10 @@
 """Settings of batch prediction: how rows are divided, and where they are answered."""
 
-import re
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
+
+from slmflow.secret_names import names_secret
 
 
 class EngineName(StrEnum):
@@ -12,7 +13,6 @@ class EngineName(StrEnum):
     ray = "ray"  # actors of a Ray cluster
 
 
-SECRET = re.compile("password|secret|token|access.?key|account.key", re.IGNORECASE)
 OF_ONE_ENGINE = {
     "master": EngineName.spark,
     "conf": EngineName.spark,
@@ -43,7 +43,7 @@ class Engine:
                 f"engine.conf is {self.conf}; allowed: Spark's settings, "
                 "as in engine.conf={spark.executor.memoryOverhead: 8g}"
             )
-        secret = next((name for name in self.conf or {} if SECRET.search(str(name))), None)
+        secret = next((name for name in self.conf or {} if names_secret(str(name))), None)
         if secret is not None:
             raise ValueError(
                 f"engine.conf has {secret}, which would be logged with the run; put it into "

@@ -54,6 +54,11 @@ class Precision(StrEnum):
     int4 = "int4"
 
 
+class WeightsPlace(StrEnum):
+    once = "once"  # stored once, whatever is packaged from them: links, or a reference
+    own = "own"  # copied into the folder of each model
+
+
 class TaskName(StrEnum):
     chat = "chat"
     prompt = "prompt"
@@ -114,6 +119,7 @@ class Model:
     name: str = MISSING  # of the registered model
     source: str = MISSING  # hub id, or folder (relative ones: from the repository's root)
     revision: str | None = None  # branch, tag or commit; null: the default branch
+    trust_remote_code: bool = False  # load by the checkpoint's own code, once trust confirms it
     onnx: OnnxSource = field(default_factory=OnnxSource)
     probe: Probe = field(default_factory=Probe)
 
@@ -180,6 +186,8 @@ class PackagingConfig:
     task: Task = MISSING
     search: SearchOptions = MISSING
     hardware: Hardware = MISSING
+    weights: WeightsPlace = WeightsPlace.once
+    trust: str | None = None  # NAME@REVISION of code that may run; see model.trust_remote_code
     sweep: Sweep = field(default_factory=Sweep)
 
 
@@ -227,7 +235,7 @@ class EvaluateConfig(EvaluationSettings, Versions):
     """Of the entry point evaluate."""
 
     search: SearchOptions | None = None  # null: as each model was packaged
-    models: list[str] = field(default_factory=list)  # URIs; none: the newest of each kind
+    models: list[str] = field(default_factory=list)  # URIs; none: the current one of each kind
     sweep: Sweep = field(default_factory=Sweep)
 
 
@@ -240,7 +248,14 @@ class PredictConfig(Versions):
     engine: Engine = field(default_factory=Engine)
     predict: Predict = field(default_factory=Predict)
     search: SearchOptions | None = None  # null: as the model was packaged
-    model_uri: str | None = None  # null: the newest version of the model, custom_onnx first
+    model_uri: str | None = None  # null: the current version of the model, custom_onnx first
+
+
+@dataclass
+class MaterialiseConfig:
+    """Of the entry point materialise."""
+
+    model_uri: str = MISSING
 
 
 @dataclass
@@ -273,7 +288,7 @@ class ServeConfig:
     hardware: Hardware = MISSING
     serve: Serve = field(default_factory=Serve)
     search: SearchOptions | None = None  # null: as the model was packaged
-    model_uri: str | None = None  # null: the newest version of the model, custom_onnx first
+    model_uri: str | None = None  # null: the current version of the model, custom_onnx first
     trace: bool = False  # served requests as MLflow traces
     trace_rate: float = 1.0  # share of the requests that are traced
 

@@ -3,10 +3,15 @@
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
+from slmflow.config.doctor import DoctorConfig
+from slmflow.config.export import ExportConfig
+from slmflow.config.lock import LockConfig
+from slmflow.config.rerun import RerunConfig
 from slmflow.config.schema import (
     CustomOnnxConfig,
     EvaluateConfig,
     MainConfig,
+    MaterialiseConfig,
     PredictConfig,
     ServeConfig,
     TransformersPipelineConfig,
@@ -20,6 +25,11 @@ SCHEMAS = {
     "main": MainConfig,
     "serve": ServeConfig,
     "predict": PredictConfig,
+    "doctor": DoctorConfig,
+    "export": ExportConfig,
+    "lock": LockConfig,
+    "materialise": MaterialiseConfig,
+    "rerun": RerunConfig,
 }
 
 

@@ -14,6 +14,7 @@ from slmflow.evaluation.results import ConditionOutcome, Evaluation, GateOutcome
 from slmflow.evaluation.speed import MEASURED
 from slmflow.tracking import promotion
 from slmflow.tracking.registry import find_version
+from slmflow.weights.materialise import materialise
 
 
 def check_measured(gate: Gate, speed: SpeedSettings) -> None:
@@ -87,6 +88,7 @@ def carry_out(evaluation: Evaluation) -> Evaluation:
             continue
         with console.step(f"promote {candidate.label}") as told:
             name, version = candidate.name, candidate.version
+            materialise(candidate.uri)  # what is in use depends on no other model
             promotion.promote(name, version, decision.alias, decision.incumbent, tags)
             promoted = candidate.uri
             told.append(f"{decision.alias} points at {promoted}")

@@ -5,25 +5,24 @@ import platform
 import shutil
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import psutil
 
 from slmflow import __version__, console
 from slmflow.served.cores import thread_count
+from slmflow.tracking.surroundings import cpu_name
 
 PACKAGES = (
     *("mlflow", "transformers", "torch", "tokenizers", "numpy"),
     *("onnxruntime-genai", "onnxruntime-genai-cuda", "onnxruntime-genai-directml", "onnxruntime"),
 )
-CPU_INFO = Path("/proc/cpuinfo")
 
 
 def environment() -> dict[str, str]:
     """What decides how fast a model is here. Names of hosts and users are no part of it."""
     found = {
         "slmflow": __version__,
-        "cpu": _cpu(),
+        "cpu": cpu_name(),
         "cores": f"{thread_count('auto')} of {os.cpu_count()}",
         "memory": console.size(psutil.virtual_memory().total),
         "gpu": _gpus() or "none",
@@ -36,14 +35,6 @@ def environment() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _cpu() -> str:
-    if CPU_INFO.exists():
-        for line in CPU_INFO.read_text("utf-8", "replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _gpus() -> str:

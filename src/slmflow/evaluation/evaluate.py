@@ -14,6 +14,7 @@ from typing import Any
 import mlflow
 
 from slmflow import console
+from slmflow.checkout import PROJECT_ROOT
 from slmflow.config.evaluation import LmEval
 from slmflow.config.schema import EvaluationSettings
 from slmflow.errors import ConfigError
@@ -36,8 +37,7 @@ from slmflow.evaluation.metrics import METRICS, Metric, select_metrics
 from slmflow.evaluation.results import Evaluation, Kind
 from slmflow.evaluation.subject import Subject
 from slmflow.evaluation.traces import traced
-from slmflow.sources import PROJECT_ROOT
-from slmflow.tracking.run import open_child
+from slmflow.tracking.run import open_part
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _round(number: int, every: Sequence[Findings], study: _Study) -> None:
                 with console.step(what):
                     speed.measure_round(subject, settings.speed, study.texts, found.timings)
             if number == 0:
-                with open_child(found.label) as run:
+                with open_part(found.label) as run:
                     found.run_id = run.info.run_id
                     _ask(found, subject, study, follow=found is every[-1])
                     if found.candidate.kind is Kind.packaged:

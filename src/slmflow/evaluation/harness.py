@@ -21,6 +21,7 @@ import mlflow
 from slmflow.answering import ask
 from slmflow.answering.ask import AskError, model_environment
 from slmflow.errors import ConfigError
+from slmflow.redaction import without_secrets
 
 WORKER = Path(ask.__file__).with_name("harness_worker.py")
 LAST_LINES = 15
@@ -91,7 +92,7 @@ def log_harness(result: HarnessResult, model_id: str | None = None) -> None:
     mlflow.log_metrics(dict(result.metrics), model_id=model_id)
     kept_apart = ("samples", "pretty_env_info")  # the latter names the machine in every detail
     results = {name: value for name, value in result.raw.items() if name not in kept_apart}
-    mlflow.log_dict(results, "lm_eval/results.json")
+    mlflow.log_dict(without_secrets(results), "lm_eval/results.json")
     mlflow.log_dict(result.raw.get("samples", {}), "lm_eval/samples.json")
 
 

@@ -22,6 +22,7 @@ from slmflow.evaluation.data.log import as_mlflow
 from slmflow.evaluation.findings import Findings
 from slmflow.evaluation.results import Evaluation, Figure
 from slmflow.evaluation.scoring import Array, ScoredRow
+from slmflow.redaction import redacted, without_secrets
 from slmflow.tracking.run import artifact_place
 
 POINTS = 50  # of a series over the rows
@@ -35,7 +36,9 @@ def log_dataset(dataset: Dataset) -> None:
 
 
 def settings_of(settings: EvaluationSettings) -> dict[str, Any]:
-    return {name: value for name, value in asdict(settings).items() if name not in OWN_LOGIC}
+    """As the report shows them: it escapes texts, so that secrets are taken out before."""
+    shown = {name: value for name, value in asdict(settings).items() if name not in OWN_LOGIC}
+    return dict(without_secrets(shown))
 
 
 def written(rows: Iterable[ScoredRow], metrics: Iterable[str], path: Path) -> Iterator[ScoredRow]:
@@ -94,10 +97,10 @@ def log_report(evaluation: Evaluation) -> None:
     from slmflow.evaluation.report.html import render_html  # late: matplotlib takes half a second
     from slmflow.evaluation.report.markdown import render_markdown
 
-    mlflow.log_text(render_html(evaluation), "report.html")
-    mlflow.log_text(render_markdown(evaluation), "report.md")
+    mlflow.log_text(redacted(render_html(evaluation)), "report.html")
+    mlflow.log_text(redacted(render_markdown(evaluation)), "report.md")
     told = json.dumps(evaluation.as_json(), indent=1, default=str)
-    mlflow.log_text(told, "evaluation.json")
+    mlflow.log_text(redacted(told), "evaluation.json")
 
 
 def report_place() -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from slmflow import console
+from slmflow.checkout import PROJECT_ROOT
 from slmflow.config.schema import Data, EvaluateConfig, MainConfig
 from slmflow.evaluation.candidates import check_addresses
 from slmflow.evaluation.data.dataset import Dataset, open_dataset
@@ -14,10 +15,19 @@ from slmflow.evaluation.evaluate import evaluate_models
 from slmflow.evaluation.gate import GateRefused
 from slmflow.evaluation.record import log_evaluation, log_report, report_place
 from slmflow.evaluation.results import Evaluation
-from slmflow.sources import PROJECT_ROOT
 from slmflow.tracking.registry import champion_of
 
-__all__ = ["check_addresses", "compare", "demand_one_that_passed", "figures", "open_data", "show"]
+BY_ALIAS = "the version that the champion's alias points at"
+
+__all__ = [
+    "BY_ALIAS",
+    "check_addresses",
+    "compare",
+    "demand_one_that_passed",
+    "figures",
+    "open_data",
+    "show",
+]
 
 
 def open_data(data: Data) -> Dataset:
@@ -31,13 +41,19 @@ def compare(
     dataset: Dataset,
     config: EvaluateConfig | MainConfig,
     parameters: Mapping[str, Any],
+    incumbent: str | None = BY_ALIAS,
 ) -> Evaluation:
-    """Evaluate, judge, and move the champion's alias where that is asked and earned."""
+    """Evaluate, judge, and move the champion's alias where that is asked and earned.
+
+    ``incumbent``: the URI of the version in use that a gate judges beside; None: there is none.
+    """
     alias = champion_of(config.hardware.target.value, config.task.name.value)
-    incumbent = None
     if config.gate is not None:
         check_measured(config.gate, config.speed)
-        uris, incumbent = with_incumbent(uris, alias, config.promote)
+        if incumbent == BY_ALIAS:
+            uris, incumbent = with_incumbent(uris, alias, config.promote)
+        elif incumbent is not None:
+            uris = [incumbent, *(uri for uri in uris if uri != incumbent)]
     prompts = PROJECT_ROOT / Path(config.speed.prompts).expanduser()
     evaluation = evaluate_models(uris, dataset, config, parameters, prompts)
     if config.gate is not None:

@@ -28,6 +28,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags
 
 from slmflow.evaluation.scoring import ScoredRow
+from slmflow.redaction import redacted
 
 BATCH = 100
 NAME = "answer"
@@ -100,7 +101,7 @@ class _Writer:
         made += [
             Feedback(
                 name=name,
-                error=AssessmentError(error_code="SCORER_ERROR", error_message=message),
+                error=AssessmentError("SCORER_ERROR", redacted(message)),
                 source=SOURCE,
                 metadata=dict(metadata),
             )

@@ -4,20 +4,26 @@ from slmflow.answering.ask import AskError, ModelProcess
 from slmflow.answering.reply import Reply
 from slmflow.config.schema import Probe
 from slmflow.errors import CheckError
+from slmflow.packaging.probe import Probed, Prompts, generate
 
 
-def check_answer(uri: str, probe: Probe) -> Reply:
-    """Load the logged model in a fresh process and ask it the probe's question.
+def check_answer(uri: str, probe: Probe, prompts: Prompts) -> tuple[Reply, list[Probed]]:
+    """Load the logged model in a fresh process and ask it the probe's question; its reply, and
+    what it generates to the prompts by which a rerun knows it again.
 
     Raises ``CheckError`` where it does not load, does not answer or lacks the expected text.
     """
+    asked = {"messages": [{"role": "user", "content": probe.question}]}
     try:
         with ModelProcess(uri) as process:
-            reply = process.answers([{"messages": [{"role": "user", "content": probe.question}]}])[
-                0
-            ]
+            (reply,) = process.answers([asked])
+            _demand(reply, probe)
+            return reply, generate(process, prompts)
     except AskError as error:
         raise CheckError(f"the logged model does not answer: {error}") from None
+
+
+def _demand(reply: Reply, probe: Probe) -> None:
     if reply.error is not None:
         raise CheckError(f"the logged model refuses {probe.question!r}: {reply.error}")
     if not reply.text.strip():
@@ -27,4 +33,3 @@ def check_answer(uri: str, probe: Probe) -> Reply:
             f"the logged model answered {probe.question!r} with {reply.text!r}, which does not "
             f"hold {probe.expect!r}; it is not registered (model.probe says what is expected)"
         )
-    return reply

@@ -1,6 +1,6 @@
 """Log a model to MLflow without ever holding its weights in memory.
 
-Both kinds go through ``Model.log`` with a flavour of our own whose ``save_model`` calls MLflow's:
+Both kinds go through ``Model.log`` with a flavour of our own whose ``save_model`` calls pyfunc's:
 that is the documented interface for flavours, and it leaves out the validation that would load
 the model into this process. The check in a fresh process (``check.py``) takes its place.
 """
@@ -8,7 +8,7 @@ the model into this process. The check in a fresh process (``check.py``) takes i
 import copy
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +23,19 @@ from mlflow.types.llm import CHAT_MODEL_INPUT_SCHEMA, CHAT_MODEL_OUTPUT_SCHEMA
 from mlflow.types.schema import AnyType
 
 import slmflow
+from slmflow.answering.model_files import CONTENTS, about, contents
 from slmflow.machine import installed_version
+from slmflow.packaging.transformers_flavor import (
+    TOKENIZER,
+    tokenizer_files,
+    transformers_flavor,
+    with_tokenizer,
+)
+from slmflow.served.transformers_model import WEIGHTS
+from slmflow.served.weights import DECLARED, MANIFEST, Manifest
 from slmflow.sources import LocalModel
+from slmflow.weights.place import place
+from slmflow.weights.take import take
 
 CHAT = "llm/v1/chat"
 ARTIFACT = "model"
@@ -34,57 +45,73 @@ CARD = "model_card.md"  # MLflow's name for it
 
 @dataclass(frozen=True)
 class Packaging:
-    """What to log: the weights, the ``model_config``, the question of the input example."""
+    """What to log: the weights, the ``model_config``, the question of the input example.
+
+    ``own``: the model's folder gets copies of the large files, rather than links or a reference.
+    """
 
     weights: LocalModel
     settings: Mapping[str, Any]
     question: str
     name: str
+    own: bool = False
 
 
-def log_transformers(packaging: Packaging, dtype: str) -> ModelInfo:
+@dataclass(frozen=True)
+class Logged:
+    uri: str  # models:/m-...
+    manifest: Manifest
+
+
+def log_transformers(packaging: Packaging, dtype: str) -> Logged:
     """A checkpoint as MLflow's transformers flavour, served by this project's chat contract.
 
     ``mlflow.transformers.load_model`` returns the pipeline.
     """
 
+    flavor = transformers_flavor(packaging.weights, dtype)
+    manifest = with_tokenizer(take(packaging.weights, WEIGHTS))
+
     def save_model(path: str, mlflow_model: Model, **_: Any) -> None:
-        with travelling_code() as code, own_files(packaging.weights) as weights:
-            mlflow.transformers.save_model(
-                transformers_model=str(weights),
+        mlflow_model.metadata = {"task": CHAT, DECLARED: manifest.digest}
+        mlflow_model.add_flavor("transformers", **flavor, code="code")
+        with travelling_code() as code:
+            mlflow.pyfunc.save_model(
                 path=path,
                 mlflow_model=mlflow_model,
-                task=CHAT,
-                torch_dtype=f"torch.{dtype}",
+                loader_module="slmflow.served.transformers_model",
+                streamable=True,
                 model_config=dict(packaging.settings),
-                model_card=_model_card(packaging.weights),
                 code_paths=[str(code)],
                 input_example=chat_example(packaging.question),
+                signature=CHAT_SIGNATURE,
                 pip_requirements=requirements("torch", "transformers", "safetensors", "jinja2"),
             )
-        # MLflow writes the folder of the machine that packaged the model.
-        mlflow_model.flavors["transformers"]["source_model_name"] = packaging.weights.source
-        served = {"loader_module": "slmflow.served.transformers_model", "streamable": True}
-        mlflow_model.flavors["python_function"] |= served
         _leave_checks_to_the_contract(mlflow_model)
-        _finish(Path(path), mlflow_model, packaging.weights)
+        small = manifest.small
+        copy_files(packaging.weights, small, Path(path) / WEIGHTS)
+        copy_files(packaging.weights, tokenizer_files(small), Path(path) / TOKENIZER)
+        _finish(Path(path), mlflow_model, packaging, manifest)
 
-    return _log(packaging.name, save_model)
+    return Logged(_log(packaging.name, save_model).model_uri, manifest)
 
 
-def log_onnx(packaging: Packaging, task: str, package: str) -> ModelInfo:
+def log_onnx(packaging: Packaging, task: str, package: str) -> Logged:
     """An ONNX model folder as an MLflow Python model, logged as code."""
+
+    manifest = take(packaging.weights, f"artifacts/{ARTIFACT}")
 
     def save_model(path: str, mlflow_model: Model, **_: Any) -> None:
         chat = task == "chat"
         example = chat_example(packaging.question) if chat else {"prompt": packaging.question}
-        mlflow_model.metadata = {"task": CHAT} if chat else None
-        with travelling_code() as code, own_files(packaging.weights) as weights:
+        mlflow_model.metadata = {**({"task": CHAT} if chat else {}), DECLARED: manifest.digest}
+        with travelling_code() as code, tempfile.TemporaryDirectory() as folder:
+            files = copy_files(packaging.weights, manifest.small, Path(folder) / ARTIFACT)
             mlflow.pyfunc.save_model(
                 path=path,
                 mlflow_model=mlflow_model,
                 python_model=str(SERVED / "onnx_model.py"),
-                artifacts={ARTIFACT: str(weights)},
+                artifacts={ARTIFACT: str(files)},
                 model_config=dict(packaging.settings),
                 code_paths=[str(code)],
                 input_example=example,
@@ -97,9 +124,9 @@ def log_onnx(packaging: Packaging, task: str, package: str) -> ModelInfo:
         flavor["model_code_path"] = Path(flavor["model_code_path"]).name
         if chat:
             _leave_checks_to_the_contract(mlflow_model)
-        _finish(Path(path), mlflow_model, packaging.weights)
+        _finish(Path(path), mlflow_model, packaging, manifest)
 
-    return _log(packaging.name, save_model)
+    return Logged(_log(packaging.name, save_model).model_uri, manifest)
 
 
 MORE_FIELDS = (
@@ -147,25 +174,11 @@ def travelling_code() -> Iterator[Path]:
         yield package
 
 
-@contextmanager
-def own_files(weights: LocalModel) -> Iterator[Path]:
-    """A folder ``model`` with the model's own files and nothing else that lies beside them.
-
-    MLflow refuses symbolic links that lead out of a folder, and the hub's cache is made of them.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        linked = Path(folder) / ARTIFACT
-        linked.mkdir()
-        for name in weights.files:
-            _link((weights.path / name).resolve(), linked / name)
-        yield linked
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        target.hardlink_to(source)
-    except OSError:  # another file system, or one without hard links
-        shutil.copyfile(source, target)
+def copy_files(weights: LocalModel, names: Iterable[str], folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    for name in names:
+        shutil.copyfile(weights.path / name, folder / name)
+    return folder
 
 
 def _log(name: str, save_model: Callable[..., None]) -> ModelInfo:
@@ -186,20 +199,23 @@ def _leave_checks_to_the_contract(mlflow_model: Model) -> None:
     mlflow_model.signature._is_signature_from_type_hint = True
 
 
-def _finish(path: Path, mlflow_model: Model, weights: LocalModel) -> None:
-    """Add licence and card of the weights; MLflow's own guess at a licence names this machine."""
-    (path / "LICENSE.txt").unlink(missing_ok=True)
-    for notice in weights.notices:
+def _finish(path: Path, mlflow_model: Model, packaging: Packaging, manifest: Manifest) -> None:
+    """Add the large files, the manifest, licence and card of the weights."""
+    placed = place(manifest, mlflow_model.artifact_path, path, packaging.own)
+    placed.write(path)
+    for notice in packaging.weights.notices:
         shutil.copyfile(notice, path / (CARD if notice.name == "README.md" else notice.name))
     mlflow_model.artifact_path = None  # the place where this machine keeps its artifacts
+    mlflow_model.model_size_bytes = _size(path, placed)
     mlflow_model.save(str(path / MLMODEL_FILE_NAME))
     mlflow.log_metric("size_bytes", mlflow_model.model_size_bytes)
+    mlflow.log_artifact(str(path / MANIFEST))
+    mlflow.log_dict(contents(path, about(path)), CONTENTS)
+    mlflow.set_tag(DECLARED, manifest.digest)
 
 
-def _model_card(weights: LocalModel) -> Any:
-    """An empty card keeps MLflow from asking the hub for one."""
-    from huggingface_hub import ModelCard
-
-    cards = [notice for notice in weights.notices if notice.name == "README.md"]
-    text = cards[0].read_text("utf-8") if cards else ""
-    return ModelCard(text, ignore_metadata_errors=True)
+def _size(path: Path, manifest: Manifest) -> int:
+    """Bytes of the model with every file in its place."""
+    here = (file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+    sizes = {name: (path / name).stat().st_size for name in here}
+    return sum((sizes | {name: about.size for name, about in manifest.places.items()}).values())

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from slmflow import cache
@@ -14,11 +16,13 @@ from slmflow.config.schema import Hardware, Model, Prebuilt, Precision, Provider
 from slmflow.errors import BuildError
 from slmflow.hub import Announce
 from slmflow.machine import installed_version
-from slmflow.sources import LocalModel, built_model, find_checkpoint, find_onnx
+from slmflow.packaging.checkpoint import get_checkpoint
+from slmflow.sources import LocalModel, built_model, find_onnx
 
 BUILDER = "onnxruntime_genai.models.builder"
 BUILDER_PACKAGES = ("onnxruntime-genai", "onnxruntime-genai-cuda", "onnxruntime-genai-directml")
 BLOCK_SIZE = 32  # the builder's default
+PUBLISHER, CACHE, BUILT = "the publisher", "the build cache", "a build of its own"
 log = logging.getLogger(__name__)
 
 
@@ -29,15 +33,18 @@ def find_prebuilt(model: Model, hardware: Hardware) -> Prebuilt | None:
     return next((p for p in model.onnx.prebuilt if _fits(p, hardware)), None)
 
 
-def get_onnx(model: Model, hardware: Hardware, announce: Announce) -> LocalModel:
-    """The ONNX model for this hardware, fetched or built.
+def get_onnx(
+    model: Model, hardware: Hardware, announce: Announce, trust: str | None = None
+) -> tuple[LocalModel, str]:
+    """The ONNX model for this hardware, fetched or built; and where from, as a rerun tells it.
 
     Raises ``SourceError`` or ``BuildError``.
     """
     prebuilt = find_prebuilt(model, hardware)
     if prebuilt is not None and model.onnx.source is not None:
-        return find_onnx(model.onnx.source, model.onnx.revision, prebuilt.folder, announce)
-    checkpoint = find_checkpoint(model.source, model.revision, announce)
+        source, revision = model.onnx.source, model.onnx.revision
+        return find_onnx(source, revision, prebuilt.folder, announce), PUBLISHER
+    checkpoint = get_checkpoint(model, trust, announce)
     return build(checkpoint, hardware, announce)
 
 
@@ -47,7 +54,7 @@ def describe_quantisation(model: Model, hardware: Hardware) -> str:
     return prebuilt.folder if prebuilt is not None else " ".join(builder_options(hardware))
 
 
-def build(checkpoint: LocalModel, hardware: Hardware, announce: Announce) -> LocalModel:
+def build(checkpoint: LocalModel, hardware: Hardware, announce: Announce) -> tuple[LocalModel, str]:
     """Run the ONNX Runtime model builder, or take what an earlier run built from the same."""
     content = checkpoint.revision.startswith("sha256:")
     key = {
@@ -57,14 +64,26 @@ def build(checkpoint: LocalModel, hardware: Hardware, announce: Announce) -> Loc
         "precision": hardware.precision.value,
         "options": " ".join(builder_options(hardware)),
         "builder": builder_version(),
+        **({"code": "trusted"} if checkpoint.code else {}),
     }
 
     def make(folder: Path) -> None:
         announce(f"building {hardware.precision} for {hardware.provider}; it is kept for later")
-        run_builder(checkpoint.path, folder, hardware)
+        with own_links(checkpoint) as own:
+            run_builder(own, folder, hardware, bool(checkpoint.code))
 
-    folder, _ = cache.entry("onnx", key, make, lambda: announce("another run builds it; waiting"))
-    return built_model(folder, checkpoint)
+    waiting = "another run builds it; waiting"
+    folder, made = cache.entry("onnx", key, make, lambda: announce(waiting))
+    return built_model(folder, checkpoint), BUILT if made else CACHE
+
+
+@contextmanager
+def own_links(checkpoint: LocalModel) -> Iterator[Path]:
+    """A folder of the checkpoint's own files: the builder would also read pickles beside them."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in checkpoint.files:
+            (Path(folder) / name).symlink_to((checkpoint.path / name).resolve())
+        yield Path(folder)
 
 
 def builder_options(hardware: Hardware) -> list[str]:
@@ -88,7 +107,7 @@ def builder_version() -> str:
     return " ".join(f"{package}=={version}" for package, version in versions if version)
 
 
-def run_builder(checkpoint: Path, output: Path, hardware: Hardware) -> None:
+def run_builder(checkpoint: Path, output: Path, hardware: Hardware, own_code: bool = False) -> None:
     """Build in a process of its own: torch and the weights are gone when it ends.
 
     Raises ``BuildError`` with the builder's own last word, ``OSError`` where the disk is full.
@@ -96,9 +115,11 @@ def run_builder(checkpoint: Path, output: Path, hardware: Hardware) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         command = [sys.executable, "-m", BUILDER, "-i", str(checkpoint), "-o", str(output)]
         command += ["-p", hardware.precision.value, "-e", hardware.provider.value]
-        command += ["-c", scratch, "--extra_options", "hf_token=false", "hf_remote=false"]
+        command += ["-c", scratch, "--extra_options", "hf_token=false"]
+        command += [f"hf_remote={str(own_code).lower()}"]
         command += builder_options(hardware)
         environment = os.environ | {"HF_HUB_OFFLINE": "1", "ORT_DISABLE_TELEMETRY": "1"}
+        environment["PYTHONHASHSEED"] = "0"  # the same bytes again must not hang on a set's order
         environment.pop("PYTHONPATH", None)
         result = subprocess.run(
             command,

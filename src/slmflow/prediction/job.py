@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from slmflow.errors import ConfigError
 from slmflow.prediction.errors import PredictionError
 from slmflow.prediction.part import PartDone, PartJob
 from slmflow.prediction.places import (
@@ -15,6 +16,7 @@ from slmflow.prediction.places import (
     MANIFEST,
     PARTIAL,
     PLAN,
+    absolute,
     below,
     done_record,
     find,
@@ -78,6 +80,13 @@ def is_begun(output: str, now: Identity) -> bool:
         return False
     plan = find_plan(output)
     return plan is not None and not list(_differences(plan.identity, now))
+
+
+def demand_no_job(output: str) -> None:
+    """Raises ``ConfigError`` where the place holds a job, which a rerun neither goes on with nor
+    takes for its own."""
+    if find_plan(absolute(output)) is not None:
+        raise ConfigError(f"output={output} holds a job, and a rerun begins one; give another")
 
 
 def check_free(output: str) -> None:

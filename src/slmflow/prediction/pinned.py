@@ -6,16 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-from mlflow.exceptions import MlflowException
-from mlflow.store.artifact.utils.models import get_model_name_and_version
-from mlflow.tracking import MlflowClient
 
 from slmflow.answering import model_files
-from slmflow.answering.ask import AskError
 from slmflow.errors import ConfigError
 from slmflow.prediction.model import ModelSpec
 from slmflow.served.search import SEARCH_OPTIONS
-from slmflow.tracking.reason import reason
 from slmflow.tracking.run import absolute_tracking_uri
 
 
@@ -43,7 +38,7 @@ def pin(uri: str, parameters: Mapping[str, Any], threads: Any, downloads: Path) 
         raise ConfigError(
             f"model_uri={uri} is an endpoint; predict loads models itself: {model_files.ALLOWED}"
         )
-    fixed = _fixed(uri)
+    fixed = model_files.fixed(uri)
     folder = model_files.fetch(fixed, downloads).absolute()
     told = model_files.about(folder)
     config, packaged = {}, {}
@@ -66,16 +61,3 @@ def pin(uri: str, parameters: Mapping[str, Any], threads: Any, downloads: Path) 
     )
     holds = {k: v for k, v in {**packaged, **config}.items() if k in SEARCH_OPTIONS}
     return Pinned(spec, model_files.digest(folder, told), holds, told.get("model_id"))
-
-
-def _fixed(uri: str) -> str:
-    """An alias, a stage or ``latest`` as the version that it is now. Raises ``AskError``."""
-    if not uri.startswith("models:/"):
-        return uri
-    try:
-        found = get_model_name_and_version(MlflowClient(), uri)
-    except MlflowException as error:
-        raise AskError(
-            f"{uri} is no model that can be loaded: {reason(error)}; allowed: {model_files.ALLOWED}"
-        ) from None
-    return f"models:/{'/'.join(map(str, found))}"

@@ -7,7 +7,6 @@ Spark. So the folder that a job writes is one table, also while it is written.
 import json
 import os
 import posixpath
-import re
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -16,31 +15,14 @@ from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from slmflow.errors import ConfigError
+from slmflow.checkout import PROJECT_ROOT
 from slmflow.prediction.errors import PredictionError
-from slmflow.sources import PROJECT_ROOT
 
 MANIFEST = "_manifest.json"  # of a job that is done
 JOB = "_job"  # what a job needs until then
 DONE = f"{JOB}/done"
 PLAN = f"{JOB}/plan.json"
 PARTIAL = "_partial-"  # what was being written when its process was killed
-
-CREDENTIALS = re.compile(
-    r"://[^/@]*:[^/@]*@"  # user:password@
-    r"|https?://[^/@]*@"  # token@
-    r"|://.*\?.*="  # a signature
-)
-
-
-def check_loggable(key: str, place: str) -> None:
-    """Raises ``ConfigError`` for a place with credentials in it: it is told, and logged."""
-    if CREDENTIALS.search(place):
-        raise ConfigError(
-            f"{key} has credentials in its URL (a password before @, or a query behind ?), which "
-            "would be logged; give the URL without them, and the credentials as the package of "
-            "its protocol reads them: environment variables or its own file"
-        )
 
 
 def absolute(place: str) -> str:

@@ -15,13 +15,15 @@ from mlflow.exceptions import MlflowException
 
 from slmflow.prediction.places import absolute
 from slmflow.prediction.predict import Summary
+from slmflow.redaction import redacted
 
 DIGEST_LENGTH = 36  # MLflow refuses more
 
 
 def log_job(summary: Summary, place: str) -> None:
     """``place`` is the input as it was typed."""
-    mlflow.set_tags({"predict.output": summary.output, "predict.model": summary.model.spec.uri})
+    model = redacted(summary.model.spec.uri)
+    mlflow.set_tags({"predict.output": summary.output, "predict.model": model})
     metrics = {
         "rows": summary.rows,
         "failed_rows": summary.failed,

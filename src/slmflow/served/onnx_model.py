@@ -10,6 +10,9 @@ from mlflow.pyfunc.model import PythonModel
 
 from slmflow.served.onnx_runtime import OnnxRuntime
 from slmflow.served.packaged import PackagedModel
+from slmflow.served.weights import ready
+
+WEIGHTS = "artifacts/model"  # where MLflow keeps the artifact inside a model
 
 
 class OnnxModel(PythonModel):  # type: ignore[misc]
@@ -21,9 +24,8 @@ class OnnxModel(PythonModel):  # type: ignore[misc]
 
     def load_context(self, context: Any) -> None:
         settings = context.model_config
-        runtime = OnnxRuntime.load(
-            Path(context.artifacts["model"]), settings["provider"], settings["threads"]
-        )
+        model = Path(context.artifacts["model"]).parents[1]
+        runtime = OnnxRuntime.load(ready(model, WEIGHTS), settings["provider"], settings["threads"])
         self.packaged = PackagedModel(runtime, settings)
 
     # MLflow reads the type hint: a frame says that the signature alone describes the input.

@@ -11,6 +11,7 @@ from typing import Any
 
 from slmflow.served.packaged import PackagedModel
 from slmflow.served.transformers_runtime import TransformersRuntime
+from slmflow.served.weights import ready
 
 WEIGHTS = "model"  # where mlflow.transformers keeps the checkpoint inside a model
 
@@ -33,6 +34,10 @@ def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> Trans
     """Called by MLflow; ``model_config`` as for ``PackagedModel``, with device, dtype, threads."""
     settings = model_config or {}
     runtime = TransformersRuntime.load(
-        Path(path) / WEIGHTS, settings["device"], settings["dtype"], settings["threads"]
+        ready(Path(path), WEIGHTS),
+        settings["device"],
+        settings["dtype"],
+        settings["threads"],
+        settings.get("trust_remote_code", False),
     )
     return TransformersModel(PackagedModel(runtime, settings))

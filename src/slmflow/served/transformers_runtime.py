@@ -31,17 +31,31 @@ class TransformersRuntime:
 
     @classmethod
     def load(
-        cls, folder: Path, device: str = "cpu", dtype: str = "float32", threads: int | str = "auto"
+        cls,
+        folder: Path,
+        device: str = "cpu",
+        dtype: str = "float32",
+        threads: int | str = "auto",
+        trust_remote_code: bool = False,
     ) -> "TransformersRuntime":
-        """Load a checkpoint folder. ``dtype`` is torch's name for it, or auto."""
+        """Load a checkpoint folder. ``dtype`` is torch's name for it, or auto.
+
+        ``trust_remote_code``: by the Python files that lie there, as the packager confirmed.
+        """
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         torch.set_num_threads(thread_count(threads))
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, use_safetensors=True
+            folder,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
         )
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=trust_remote_code
+        )
         return cls(model.to(device).eval(), tokenizer, folder)
 
     def template(self) -> ChatTemplate:

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import ipaddress
 import os
+import signal
 import socket
 import time
 from dataclasses import asdict
@@ -15,8 +16,10 @@ from mlflow.models import Model
 
 from slmflow import console
 from slmflow.answering.ask import model_environment
+from slmflow.answering.model_files import refuse_pickles
 from slmflow.config.schema import ServeConfig
 from slmflow.next_commands import ask_commands
+from slmflow.redaction import redacted
 from slmflow.serving.app import create_app
 from slmflow.serving.engine import Engine, Loaded
 from slmflow.serving.metrics import Metrics
@@ -28,13 +31,15 @@ from slmflow.tracking.registry import find_version
 
 
 def start(uri: str, config: ServeConfig) -> None:
-    """Serve until Ctrl-C or SIGTERM, within the active run. Raises ``ServeError``."""
+    """Serve until Ctrl-C or SIGTERM, within the active run. Raises ``ServeError``, and ``AskError``
+    for a model that is none or holds pickles."""
     bound = listen(config.serve)
     version = find_version(uri)
     if version is not None:  # the same one after a restart, wherever an alias points by then
         uri = f"models:/{version.name}/{version.version}"
     console.heading(f"serve {uri}")
-    mlflow.set_tag("served_model", uri)
+    mlflow.set_tag("served_model", redacted(uri))
+    refuse_pickles(uri)
     listening: list[str] = []
     try:
         asyncio.run(_serve(uri, version, config, bound, listening))
@@ -71,6 +76,9 @@ async def _serve(
 
         server = Server(app, settings, said)
         _do_not_hang_on_tracking()
+        # The server hears it until it has ended; from then on the run ends, and nothing else does:
+        # `mlflow run` sends one behind its own Ctrl-C.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         gc.freeze()  # all of MLflow is there to stay: collections need not go over it
         await server.serve(sockets=[bound])
     finally:
@@ -109,7 +117,7 @@ def _tracer(config: ServeConfig, uri: str, metadata: Model) -> Tracer | NoTracer
         return NoTracer()
     run = mlflow.active_run()
     assert run is not None
-    about = {"mlflow.sourceRun": run.info.run_id, "slmflow.served_model": uri}
+    about = {"mlflow.sourceRun": run.info.run_id, "slmflow.served_model": redacted(uri)}
     if metadata.model_id is not None:
         about["mlflow.modelId"] = metadata.model_id
     return Tracer(config.trace_rate, run.info.experiment_id, about)

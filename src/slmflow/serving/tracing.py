@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+from slmflow.redaction import redacted
+
 QUEUE = 1_000
 CLOSE_SECONDS = 5.0
 QUIET_SECONDS = 60.0
@@ -40,7 +42,7 @@ class Served:
         self.seconds = {name: done[name] for name in names}
 
     def fail(self, error: str) -> None:
-        self.error = error
+        self.error = redacted(error)
 
 
 class NoTracer:

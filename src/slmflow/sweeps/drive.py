@@ -16,25 +16,29 @@ from mlflow.tracking import MlflowClient
 
 from slmflow import console
 from slmflow.errors import TrackingError, UserError
-from slmflow.sweeps.ledger import ERROR, Ledger, search
+from slmflow.listing import first
+from slmflow.redaction import HIDDEN, redacted_overrides, without_secrets
+from slmflow.sweeps.ledger import Ledger, search
 from slmflow.sweeps.plan import Launch, Plan, Strategy
 from slmflow.sweeps.record import log_result, move_aliases, result_of
 from slmflow.sweeps.results import State, SweepResult
 from slmflow.sweeps.run_points import hear_one_interrupt, run_points
 from slmflow.sweeps.session import session
+from slmflow.tracking.names import COMMAND, ENTRY_POINT, PLAN, RESUMES
+from slmflow.tracking.parameters import ERROR, LONGEST_TAG, log_error, log_parameters
 from slmflow.tracking.reason import reason
 from slmflow.tracking.run import (
     absolute_tracking_uri,
     artifact_place,
     choose_experiment,
+    log_config,
     open_run,
 )
 
 KEY = "slmflow.sweep.key"
-COMMAND = "slmflow.sweep.command"
-PLAN = "sweep_plan.json"
 RUN_ID = "MLFLOW_RUN_ID"
 NEW_LINE = "\n"
+NAMED = 3  # points that did not finish
 SECONDS = "slmflow.sweep.seconds"  # that all sessions of the sweep took
 
 
@@ -63,7 +67,8 @@ def run_sweep(plan: Plan, strategy: Strategy, launch: Launch) -> None:
             result = result_of(plan, ledger, seconds)
             log_result(result, client)
             client.set_tag(parent, SECONDS, f"{seconds:.1f}")
-        move_aliases(result, client)
+        if plan.aliases:
+            move_aliases(result, client)
         _show(result)
         _demand_all(result, plan)
 
@@ -75,6 +80,11 @@ def recorded_overrides(run_id: str, entry_point: str) -> list[str]:
         raise TrackingError(
             f"sweep.resume={run_id} is a sweep of {plan['entry_point']}, not of {entry_point}; "
             f"type -e {plan['entry_point']} -P sweep.resume={run_id}"
+        )
+    if hidden := [typed for typed in plan["overrides"] if HIDDEN in typed]:
+        raise TrackingError(
+            f"sweep.resume={run_id}: {' '.join(hidden)} was typed with a secret, which is nowhere "
+            "recorded; type the whole command again instead, which finds the same sweep"
         )
     return list(plan["overrides"])
 
@@ -149,7 +159,7 @@ def _standing_for(mine: str, parent: str, client: MlflowClient) -> Iterator[None
     if mine == parent:
         yield
         return
-    client.set_tag(mine, "slmflow.sweep.resumes", parent)
+    client.set_tag(mine, RESUMES, parent)
     client.update_run(parent, status="RUNNING")
     status = "FAILED"
     try:
@@ -159,7 +169,7 @@ def _standing_for(mine: str, parent: str, client: MlflowClient) -> Iterator[None
         status = "KILLED"
         raise
     except BaseException as error:
-        client.set_tag(parent, ERROR, str(error)[:5000] or type(error).__name__)
+        log_error(str(error) or type(error).__name__, parent, client)
         raise
     finally:
         client.set_terminated(parent, status)
@@ -176,13 +186,17 @@ def _tell_beginning(plan: Plan, ledger: Ledger, earlier: Run | None) -> None:
         )
         return
     settings = asdict(plan.settings)
-    command = f"{plan.entry_point} {' '.join(plan.overrides)}"
+    overrides = redacted_overrides(plan.overrides)
+    command = f"{plan.entry_point} {' '.join(overrides)}"
+    if len(command) > LONGEST_TAG:
+        command = f"{plan.entry_point} (what was typed is in the artifact {PLAN})"
     known = mlflow.get_run(ledger.parent).data.params
-    told = {f"sweep.{name}": value for name, value in settings.items() if name != "over"}
-    mlflow.log_params({name: value for name, value in told.items() if name not in known})
-    mlflow.log_dict(plan.as_json(), PLAN)
+    told = {f"sweep.{name}": str(value) for name, value in settings.items() if name != "over"}
+    log_parameters({name: value for name, value in told.items() if name not in known})
+    mlflow.log_dict({**without_secrets(plan.as_json()), "overrides": overrides}, PLAN)
+    log_config(plan.config, plan.choices, plan.entry_point, ("sweep",), plan.overrides)
     # The key last: who finds the sweep by it finds its plan, too.
-    tags = {"slmflow.entry_point": plan.entry_point, COMMAND: command[:5000], KEY: plan.key}
+    tags = {ENTRY_POINT: plan.entry_point, COMMAND: command, KEY: plan.key}
     mlflow.set_tags(tags)
 
 
@@ -208,14 +222,11 @@ def _demand_all(result: SweepResult, plan: Plan) -> None:
     bad = [one for one in result.points if one.state in (State.failed, State.killed)]
     if not bad:
         return
-    named = "; ".join(
-        f"{one.words}: {(one.message or '').partition(NEW_LINE)[0]}" for one in bad[:3]
-    )
+    told = [f"{one.words}: {(one.message or '').partition(NEW_LINE)[0]}" for one in bad]
     again = f"sweep.resume={result.run_id}"
     if plan.settings.resume != "never":
         again = "the same command again"
-    more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
     raise PointsFailed(
-        f"{len(bad)} of {plan.total} points did not finish ({named}{more}); "
+        f"{len(bad)} of {plan.total} points did not finish ({first(told, NAMED, '; ')}); "
         f"{again} runs these alone"
     )

@@ -1,7 +1,7 @@
 """What was typed, expanded: the points of a sweep, or where they come from."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from slmflow.config.sweep import Sweep
@@ -33,6 +33,9 @@ class Plan:
     key: str  # equal for the same command
     points: tuple[tuple[str, ...], ...]  # of a grid; empty where each follows from the others
     settings: Sweep
+    aliases: bool = True  # move to the best point's models in the end; not those of a rerun
+    config: Mapping[str, Any] = field(default_factory=dict)  # what the points have in common
+    choices: Mapping[str, str] = field(default_factory=dict)  # the same, of groups
 
     @property
     def total(self) -> int:
@@ -47,4 +50,21 @@ class Plan:
         return max(known.values(), default=-1) + 1
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Without what is recorded as every run's config and choices are."""
+        apart = ("config", "choices")
+        return {name: value for name, value in asdict(self).items() if name not in apart}
+
+
+def common(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The keys, at any depth, that have the same value in all of them."""
+    first, *others = configs
+    shared: dict[str, Any] = {}
+    for key, value in first.items():
+        if any(key not in other for other in others):
+            continue
+        values = [value, *(other[key] for other in others)]
+        if all(isinstance(one, Mapping) for one in values):
+            shared[key] = common(values)
+        elif all(one == value for one in values):
+            shared[key] = value
+    return shared

@@ -4,9 +4,10 @@ import atexit
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from slmflow.sweeps.ledger import Ledger, Point
 from slmflow.sweeps.point_process import PointProcess
@@ -29,8 +30,15 @@ class Task:
     driver: int  # process id, on its own machine
 
     def run(self, index: int, config: str, overrides: Sequence[str]) -> None:
-        """Nothing is done where the point has FINISHED. Its end is on its run; raises only where
-        the tracking server does not answer."""
+        """Composed anew. Nothing is done where the point has FINISHED. Its end is on its run;
+        raises only where the tracking server does not answer."""
+        self._carry_out(index, {"config": config, "overrides": list(overrides)})
+
+    def repeat(self, index: int, recorded: Mapping[str, Any]) -> None:
+        """From what a point of an earlier sweep recorded, by ``slmflow.replay.pins.Order``."""
+        self._carry_out(index, {"recorded": dict(recorded), "overrides": []})
+
+    def _carry_out(self, index: int, what: Mapping[str, Any]) -> None:
         if os.getppid() == self.driver:  # a worker that would outlive it, as loky's do
             _end_with(self.driver)
         ledger = Ledger(self.parent, self.tracking_uri)
@@ -40,8 +48,7 @@ class Task:
             return
         order = {
             "entry_point": self.entry_point,
-            "config": config,
-            "overrides": list(overrides),
+            **what,
             "run_id": run_id,
             "experiment_id": ledger.experiment,
             "followed": self.followed,

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from slmflow.sources import PROJECT_ROOT
+from slmflow.checkout import PROJECT_ROOT
 
 PATIENCE = 20.0  # seconds to end a run as KILLED after being asked to
 KEPT_MEMORY = 1 << 30  # bytes more than after its first breath: then the next point gets a new one

@@ -5,10 +5,12 @@ import json
 from mlflow.tracking import MlflowClient
 
 from slmflow import console
+from slmflow.redaction import redacted
 from slmflow.sweeps import judge
 from slmflow.sweeps.ledger import Ledger
 from slmflow.sweeps.plan import Plan
 from slmflow.sweeps.results import PointResult, State, SweepResult
+from slmflow.tracking.parameters import set_tag
 from slmflow.tracking.registry import point_alias
 
 ALIASED = "slmflow.sweep.aliased"  # the point whose models have the aliases
@@ -42,16 +44,16 @@ def log_result(result: SweepResult, client: MlflowClient) -> None:
     from slmflow.sweeps.report.table import render_csv
 
     run_id = result.run_id
-    client.log_text(run_id, render_csv(result), "sweep.csv")
-    client.log_text(run_id, render_html(result), "sweep.html")
-    client.log_text(run_id, json.dumps(result.as_json(), indent=1), "sweep.json")
+    client.log_text(run_id, redacted(render_csv(result)), "sweep.csv")
+    client.log_text(run_id, redacted(render_html(result)), "sweep.html")
+    client.log_text(run_id, redacted(json.dumps(result.as_json(), indent=1)), "sweep.json")
     for state in (State.finished, State.failed, State.killed, State.pruned):
         client.log_metric(run_id, f"points.{state}", result.count(state))
     client.log_metric(run_id, "points.skipped", result.count(State.waiting))
     if result.best is not None:
         best = result.point(result.best)
         client.set_tag(run_id, "slmflow.sweep.best", best.run_id)
-        client.set_tag(run_id, "slmflow.sweep.best.overrides", best.words)
+        set_tag(run_id, "slmflow.sweep.best.overrides", best.words, client)
         for name in result.objectives:
             if name in best.figures:
                 client.log_metric(run_id, f"best/{name}", best.figures[name])

@@ -9,9 +9,9 @@ from mlflow.data.dataset_source import DatasetSource
 from mlflow.data.dataset_source_registry import get_dataset_source_from_json
 from mlflow.data.evaluation_dataset_source import EvaluationDatasetSource
 
+from slmflow.checkout import PROJECT_ROOT
 from slmflow.evaluation.data.dataset import Dataset
 from slmflow.evaluation.data.origin import Origin
-from slmflow.sources import PROJECT_ROOT
 
 DIGEST_LENGTH = 36  # MLflow refuses more
 

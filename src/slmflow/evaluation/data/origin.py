@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from slmflow.checkout import PROJECT_ROOT
 from slmflow.errors import DataError
 from slmflow.evaluation.data.csv_file import read_csv
 from slmflow.evaluation.data.folder import PROMPTS, read_folder
@@ -11,7 +12,7 @@ from slmflow.evaluation.data.json_lines import read_json_lines
 from slmflow.evaluation.data.mlflow_records import Records
 from slmflow.evaluation.data.parquet import read_parquet
 from slmflow.evaluation.data.raw import RawRow
-from slmflow.sources import PROJECT_ROOT
+from slmflow.tracking.project_source import relative_paths
 
 MLFLOW = "mlflow:"
 READERS: dict[str, Callable[[Path], Iterator[RawRow]]] = {
@@ -44,7 +45,7 @@ def find_origin(text: str) -> Origin:
     if path.is_dir():
         return Origin(lambda: read_folder(path), path, None)
     if not path.exists():
-        raise DataError(f"data.path={text}: there is no {path}; {ALLOWED}")
+        raise DataError(f"data.path={text}: there is no {path}{relative_paths(text)}; {ALLOWED}")
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise DataError(f"data.path={text} ends in {path.suffix or 'nothing known'}; {ALLOWED}")

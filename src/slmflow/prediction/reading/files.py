@@ -13,6 +13,7 @@ from fsspec import AbstractFileSystem
 
 from slmflow.errors import DataError
 from slmflow.prediction.places import absolute, find
+from slmflow.tracking.project_source import relative_paths
 
 FORMATS = {
     ".jsonl": "jsonl",
@@ -52,7 +53,7 @@ def find_files(place: str) -> list[InputFile]:
         if not system.isdir(path):
             raise DataError(
                 f"input={place} is neither a file nor a folder; give one that is there "
-                "(a relative path begins at the repository's root)"
+                f"(a relative path begins at the repository's root){relative_paths(place)}"
             )
         found = sorted(system.ls(path, detail=True), key=lambda about: str(about["name"]))
     except OSError as error:

@@ -1,0 +1,1 @@
+"""Packaged models for places that MLflow does not reach: a folder, a Docker context, Azure ML."""

@@ -1,0 +1,1 @@
+"""Weights are stored once, by their content, however many models are packaged from them."""
