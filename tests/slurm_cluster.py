@@ -129,8 +129,7 @@ class Cluster:
 
     def bring_back(self, node: str) -> None:
         self._start_node(node)
-        self.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
-        self._wait_for_nodes([node])
+        self._wait_for_nodes([node])  # ReturnToService=2: its daemon is enough
 
     def _start_node(self, node: str) -> None:
         self._start(node, ["slurmd", "-D", "-N", node])

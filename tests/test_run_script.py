@@ -26,6 +26,13 @@ ENDS = {
     "SIGINT to ./run alone": lambda process: process.send_signal(signal.SIGINT),
     "SIGTERM to ./run alone": lambda process: process.terminate(),
 }
+# Whatever started the tests may ignore it. By a program, not by preexec_fn: that forks a process
+# with threads, which can hang for ever.
+HEARS_CTRL_C = (
+    *(sys.executable, "-c"),
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+    "os.execv(sys.argv[1], sys.argv[1:])",
+)
 REFUSES = (
     *("models=models:/phi3-demo/1", "data.limit=4", "speed=quick", "score.likelihood_rows=0"),
     *("parity.rows=0", "gate=first", "gate.conditions.correct.at_least=1.0"),
@@ -194,12 +201,12 @@ def begun_and_ended(
 ) -> tuple[int, str]:
     """Once it has got to work. Its exit code and what it printed; nothing of it runs any more."""
     process = subprocess.Popen(
-        [str(ROOT / "run"), entry_point, *arguments],
+        [*HEARS_CTRL_C, str(ROOT / "run"), entry_point, *arguments],
         env=dict(workplace.environment),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        preexec_fn=_as_in_a_terminal,
+        start_new_session=True,  # Ctrl-C is for the whole group
     )
     watchdog = threading.Timer(PATIENCE, os.killpg, (process.pid, signal.SIGKILL))
     watchdog.start()
@@ -216,12 +223,6 @@ def begun_and_ended(
     _, alive = psutil.wait_procs(family, PATIENCE)
     assert alive == [], "".join(lines)
     return process.returncode, "".join(lines)
-
-
-def _as_in_a_terminal() -> None:
-    """Which sends Ctrl-C to the whole group; and whatever started the tests may ignore it."""
-    os.setsid()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_a_typed_secret_is_refused_before_anything_of_mlflow_is_imported(

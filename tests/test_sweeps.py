@@ -225,6 +225,8 @@ def test_a_sweep_whose_driver_was_killed_goes_on_and_two_at_once_run_no_point_tw
         wait_for(lambda: sorted(run.info.status for run in runs(workplace)) == HALF_WAY)
         os.kill(sweep.pid, signal.SIGKILL)
         sweep.wait(TIMEOUT)
+    (parent,) = parents(workplace)
+    wait_for(lambda: states(workplace, parent) == ["FINISHED", "KILLED"])
     with started(workplace, TEMPERATURES) as one, started(workplace, TEMPERATURES) as other:
         told = [process.communicate(timeout=TIMEOUT)[0] for process in (one, other)]
     codes = sorted([one.returncode, other.returncode])

@@ -23,6 +23,7 @@ from slmflow.config.explain import explain, is_config_error
 from slmflow.config.load import typed
 from slmflow.config.store import SCHEMAS, register
 from slmflow.errors import INTERRUPTED, ConfigError, ServerAway, UserError
+from slmflow.interrupts import never_lost
 from slmflow.redacted_output import redact_output
 from slmflow.redaction import (
     redacted,
@@ -67,6 +68,7 @@ def run_entry_point(name: str) -> NoReturn:
     """
     show_traces = "HYDRA_FULL_ERROR" in os.environ
     redact_output()
+    never_lost()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print errors itself and exit
     signal.signal(signal.SIGTERM, _interrupt)  # how `mlflow run` and schedulers cancel
     sys.argv[1:] = to_overrides(sys.argv[1:])

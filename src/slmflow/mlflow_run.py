@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from slmflow.errors import INTERRUPTED, ServerAway
+from slmflow.interrupts import never_lost
 from slmflow.redacted_output import redact_output
 from slmflow.redaction import redacted, refusal, typed_secrets
 from slmflow.tracking.experiment import experiment_id, experiment_name
@@ -32,6 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     if secrets:
         return _refuse(refusal(secrets))
     redact_output()
+    never_lost()
     signal.signal(signal.SIGTERM, _interrupt)  # or the entry point would go on without us
     try:
         servers = named_servers() if "--help" not in typed else {}

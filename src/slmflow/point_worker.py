@@ -28,6 +28,7 @@ from slmflow.checkout import PROJECT_ROOT
 from slmflow.config.load import without_hydra
 from slmflow.config.store import register
 from slmflow.errors import INTERRUPTED
+from slmflow.interrupts import never_lost
 from slmflow.redacted_output import redact_output
 from slmflow.redaction import redacted, remember_overrides
 from slmflow.tracking.follow import FOLLOWED, Pruned
@@ -43,6 +44,7 @@ def main() -> None:
     register()
     cli.silence_libraries()
     redact_output()
+    never_lost()
     orders: Queue[dict[str, Any]] = Queue()
     threading.Thread(target=_read, args=(orders,), daemon=True).start()
     from slmflow import workflows  # noqa: F401  the long import, while nothing is asked yet
@@ -82,9 +84,10 @@ def _carry_out(order: dict[str, Any]) -> tuple[int, str]:
         with suppress(Exception):  # the run itself has ended, and says how
             log.write_text(redacted(log.read_text("utf-8", SAME)), "utf-8", SAME)
             MlflowClient().log_artifact(order["run_id"], str(log))
-    if exit_code == INTERRUPTED:
+    if exit_code == INTERRUPTED:  # why, whoever interrupts it says
+        _end(order["run_id"], "KILLED", "")
         raise SystemExit(exit_code)
-    _end(order["run_id"], exit_code, words)
+    _end(order["run_id"], "FAILED" if exit_code else "FINISHED", words)
     return exit_code, words
 
 
@@ -119,8 +122,8 @@ def _repeat(recorded: dict[str, Any]) -> None:
     workflows.repeat(Order(**recorded))
 
 
-def _end(run_id: str, exit_code: int, words: str) -> None:
-    """A point that failed before its workflow joined the run, as with values that do not go
+def _end(run_id: str, state: str, words: str) -> None:
+    """A point that ended before its workflow joined the run, as with values that do not go
     together."""
     from mlflow import MlflowClient
     from mlflow.entities import RunStatus
@@ -130,8 +133,9 @@ def _end(run_id: str, exit_code: int, words: str) -> None:
     client = MlflowClient()
     status = client.get_run(run_id).info.status
     if not RunStatus.is_terminated(RunStatus.from_string(status)):
-        log_error(words, run_id)
-        client.set_terminated(run_id, "FAILED" if exit_code else "FINISHED")
+        if words:
+            log_error(words, run_id)
+        client.set_terminated(run_id, state)
 
 
 @contextmanager
