@@ -14,11 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.tracking import fluent
 
 if TYPE_CHECKING:
     from tests.server import Server
+
+# Workers of pytest-xdist share the cores with all that they start: threads would only spin.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 EXPERIMENT = "MLFLOW_EXPERIMENT_ID"
 ROOT = Path(__file__).resolve().parents[1]
@@ -92,6 +96,14 @@ class Workplace:
 
 
 def make_workplace(folder: Path, cache: Path) -> Workplace:
+    workplace = workplace_in(folder, cache)
+    shutil.copyfile(_empty_store(), folder / "mlflow.db")
+    # Artifacts beside the store, not in the checkout.
+    workplace.client.create_experiment("tests", artifact_location=(folder / "artifacts").as_uri())
+    return workplace
+
+
+def workplace_in(folder: Path, cache: Path) -> Workplace:
     inherited = {
         name: value
         for name, value in os.environ.items()
@@ -105,11 +117,7 @@ def make_workplace(folder: Path, cache: Path) -> Workplace:
         "HF_HUB_OFFLINE": "1",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
-    workplace = Workplace(folder, inherited | chosen)
-    shutil.copyfile(_empty_store(), folder / "mlflow.db")
-    # Artifacts beside the store, not in the checkout.
-    workplace.client.create_experiment("tests", artifact_location=(folder / "artifacts").as_uri())
-    return workplace
+    return Workplace(folder, inherited | chosen)
 
 
 @functools.cache
@@ -122,9 +130,18 @@ def _empty_store() -> Path:
 
 
 @pytest.fixture(scope="session")
-def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of all processes of pytest-xdist."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def shared_cache(shared: Path) -> Path:
     """ONNX models are built once a session."""
-    return tmp_path_factory.mktemp("cache")
+    cache = shared / "cache"
+    cache.mkdir(exist_ok=True)
+    return cache
 
 
 @pytest.fixture
@@ -135,18 +152,30 @@ def workplace(tmp_path: Path, shared_cache: Path) -> Workplace:
 
 @dataclass(frozen=True)
 class Packaged:
-    """The store after ``mlflow run . -e main`` on the demo model, and what it printed."""
+    """The store after ``mlflow run . -e main`` on the demo model, and what it printed.
+
+    ``place``: where it ran, once a session, and where the artifacts lie; the store is a copy.
+    """
 
     workplace: Workplace
     output: str
+    place: Path
 
 
 @pytest.fixture(scope="session")
-def packaged(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Iterator[Packaged]:
-    workplace = make_workplace(tmp_path_factory.mktemp("main"), shared_cache)
-    result = workplace.mlflow_run("main", "data.limit=6")
-    assert result.returncode == 0, result.stdout + result.stderr
-    yield Packaged(workplace, result.stdout)
+def packaged(
+    tmp_path_factory: pytest.TempPathFactory, shared: Path, shared_cache: Path
+) -> Packaged:
+    place = shared / "main"
+    printed = place / "printed.txt"
+    with FileLock(shared / "main.lock"):
+        if not printed.exists():
+            place.mkdir(exist_ok=True)
+            result = make_workplace(place, shared_cache).mlflow_run("main", "data.limit=6")
+            assert result.returncode == 0, result.stdout + result.stderr
+            printed.write_text(result.stdout)
+    made = workplace_in(place, shared_cache)
+    return Packaged(copy_store(made, tmp_path_factory.mktemp("main")), printed.read_text(), place)
 
 
 def copy_store(workplace: Workplace, folder: Path) -> Workplace:

@@ -17,7 +17,7 @@ from slmflow.served.generate import prepare
 from slmflow.served.onnx_runtime import OnnxRuntime
 from slmflow.served.search import SearchOptions
 from slmflow.served.transformers_runtime import TransformersRuntime
-from tests.conftest import ROOT, Packaged, Workplace, copy_store
+from tests.conftest import ROOT, Packaged, Workplace
 
 SPAIN = "What is the capital of Spain?"
 LINES = Path(ROOT / "demo" / "heldout.jsonl").read_text().splitlines()
@@ -29,13 +29,10 @@ def rendered(question: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def prompt_model(tmp_path_factory: pytest.TempPathFactory, packaged: Packaged) -> PyFuncModel:
+def prompt_model(with_prompt_model: Workplace) -> PyFuncModel:
     """The second task: text in, text out."""
-    workplace = copy_store(packaged.workplace, tmp_path_factory.mktemp("prompt"))
-    result = workplace.mlflow_run("custom_onnx", "task=prompt")
-    assert result.returncode == 0, result.stderr
-    mlflow.set_tracking_uri(workplace.tracking_uri)
-    version = workplace.client.get_model_version_by_alias(
+    mlflow.set_tracking_uri(with_prompt_model.tracking_uri)
+    version = with_prompt_model.client.get_model_version_by_alias(
         "phi3-demo", "candidate-custom_onnx-cpu-prompt"
     )
     assert version.tags["task"] == "prompt"

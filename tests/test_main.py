@@ -110,7 +110,7 @@ def test_models_name_no_path_of_the_machine_that_made_them(packaged: Packaged) -
     for version in (1, 2):
         folder = mlflow.artifacts.download_artifacts(f"models:/phi3-demo/{version}")
         flavors = json.dumps(Model.load(folder).flavors)
-        assert str(packaged.workplace.folder) not in flavors
+        assert str(packaged.place) not in flavors
         assert str(packaged.workplace.environment["SLMFLOW_CACHE"]) not in flavors
         assert "/src/slmflow" not in flavors
 

@@ -208,7 +208,7 @@ def test_no_text_in_it_names_a_place_of_this_machine(context: Path, packaged: Pa
             ROOT,
             Path.home(),
             Path(sys.prefix),
-            packaged.workplace.folder,
+            packaged.place,
             packaged.workplace.environment["SLMFLOW_CACHE"],
         )
     }

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -175,27 +176,43 @@ def test_a_registry_that_is_gone_is_told_in_one_message(monkeypatch: pytest.Monk
 # Several at once, as processes of their own
 
 
-def race(
-    uri: str, name: str, versions: list[int], start: Barrier, results: Connection
-) -> None:  # runs in a process of its own
+Result = tuple[int, str | None, str]  # a version, what it was judged against, how it was refused
+_meetings: dict[int, Barrier] = {}  # in each of the processes, by how many people meet
+
+
+@pytest.fixture(scope="module")
+def crew() -> Iterator[ProcessPoolExecutor]:
+    """Eight people, who stay: each imports MLflow once."""
+    meetings = {people: SPAWN.Barrier(people) for people in (2, 4, 8)}
+    with ProcessPoolExecutor(8, SPAWN, _may_meet, (meetings,)) as pool:
+        yield pool
+
+
+def _may_meet(meetings: dict[int, Barrier]) -> None:
+    _meetings.update(meetings)
+
+
+def race(uri: str, name: str, versions: list[int], people: int) -> list[Result]:
     """Promote each version against what is champion when all are ready."""
     mlflow.set_tracking_uri(uri)
+    results = []
     for version in versions:
-        start.wait(PATIENCE)
+        _meetings[people].wait(PATIENCE)
         expected = incumbent(name, ALIAS)
-        start.wait(PATIENCE)
-        results.send((version, expected, promoted(name, version, expected)))
+        _meetings[people].wait(PATIENCE)
+        results.append((version, expected, promoted(name, version, expected)))
+    return results
 
 
-def crowd(
-    uri: str, name: str, versions: list[int], start: Barrier, results: Connection
-) -> None:  # runs in a process of its own
+def crowd(uri: str, name: str, versions: list[int], people: int) -> list[Result]:
     """Promote each version against what is champion just then."""
     mlflow.set_tracking_uri(uri)
-    start.wait(PATIENCE)
+    _meetings[people].wait(PATIENCE)
+    results = []
     for version in versions:
         expected = incumbent(name, ALIAS)
-        results.send((version, expected, promoted(name, version, expected)))
+        results.append((version, expected, promoted(name, version, expected)))
+    return results
 
 
 def promoted(name: str, version: int, expected: str | None) -> str:
@@ -207,35 +224,21 @@ def promoted(name: str, version: int, expected: str | None) -> str:
 
 
 def run_all(
-    work: Any, uri: str, name: str, people: int, rounds: int
-) -> list[tuple[int, str | None, str]]:
-    """Each person's versions, what they were judged against, and how they were refused."""
-    start = SPAWN.Barrier(people)
-    running = []
-    for person in range(people):
-        versions = [1 + person + people * number for number in range(rounds)]
-        receive, send = SPAWN.Pipe(duplex=False)
-        process = SPAWN.Process(target=work, args=(uri, name, versions, start, send))
-        process.start()
-        send.close()
-        running.append((process, receive))
-    results = []
-    for process, receive in running:
-        for _ in range(rounds):
-            assert receive.poll(PATIENCE)
-            results.append(receive.recv())
-        process.join(PATIENCE)
-        assert process.exitcode == 0
-    return results
+    crew: ProcessPoolExecutor, work: Any, uri: str, name: str, people: int, rounds: int
+) -> list[Result]:
+    """Of each person's versions. Who waits for the others keeps a process for himself."""
+    own = [[1 + person + people * number for number in range(rounds)] for person in range(people)]
+    running = [crew.submit(work, uri, name, versions, people) for versions in own]
+    return [result for one in running for result in one.result(PATIENCE)]
 
 
 @pytest.mark.parametrize("people", [2, pytest.param(8, marks=pytest.mark.slow)])
 def test_of_several_who_promote_at_once_against_one_champion_one_succeeds(
-    uri: str, name: str, people: int
+    uri: str, name: str, people: int, crew: ProcessPoolExecutor
 ) -> None:
     rounds = 3
     make_versions(name, people * rounds)
-    results = run_all(race, uri, name, people, rounds)
+    results = run_all(crew, race, uri, name, people, rounds)
     champion: str | None = None
     for number in range(rounds):
         of_round = [result for result in results if (result[0] - 1) // people == number]
@@ -250,9 +253,11 @@ def test_of_several_who_promote_at_once_against_one_champion_one_succeeds(
     assert {v for v in range(1, people * rounds + 1) if "decision" in tags_of(name, v)} == decided
 
 
-def test_promotions_in_a_crowd_make_one_chain_that_ends_at_the_alias(uri: str, name: str) -> None:
+def test_promotions_in_a_crowd_make_one_chain_that_ends_at_the_alias(
+    uri: str, name: str, crew: ProcessPoolExecutor
+) -> None:
     make_versions(name, 12)
-    results = run_all(crowd, uri, name, people=4, rounds=3)
+    results = run_all(crew, crowd, uri, name, people=4, rounds=3)
     after = [(expected, uri_of(name, version)) for version, expected, told in results if not told]
     assert after
     steps = dict(after)
