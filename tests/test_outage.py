@@ -161,12 +161,15 @@ def test_a_server_that_is_away_when_run_is_typed_is_waited_for(
         assert len(away.versions) == 1
 
 
-@pytest.mark.parametrize("variable", VARIABLES)
+@pytest.mark.parametrize(
+    ("variable", "scheme"),
+    [*((variable, "http") for variable in VARIABLES), (VARIABLES[0], "postgresql+psycopg2")],
+)
 def test_a_server_that_stays_away_when_run_is_typed_is_one_message(
-    workplace: Workplace, variable: str
+    workplace: Workplace, variable: str, scheme: str
 ) -> None:
     few = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}  # 4 seconds
-    environment = {**workplace.environment, **few, variable: "http://bob:canary@127.0.0.1:9"}
+    environment = {**workplace.environment, **few, variable: f"{scheme}://bob:canary@127.0.0.1:9"}
     began = time.monotonic()
     process = subprocess.Popen(
         [str(ROOT / "run"), "custom_onnx"],
@@ -182,7 +185,8 @@ def test_a_server_that_stays_away_when_run_is_typed_is_one_message(
     assert first == "  127.0.0.1:9 does not answer; waiting up to 4 s for it (Ctrl-C gives up)\n"
     assert told_after < 4, "told before it gives up; within two seconds on a machine at rest"
     assert process.returncode == 1
-    assert stderr.startswith(f"error: {variable}: http://***@127.0.0.1:9 does not answer ([Errno")
+    told = f"error: {variable}: {scheme}://***@127.0.0.1:9 does not answer ([Errno"
+    assert stderr.startswith(told)
     assert f"Start the server, or export {variable}=... to another" in stderr
     assert "./run doctor" in stderr
     assert "Traceback" not in stderr
@@ -219,6 +223,45 @@ def test_what_no_server_would_be_asked_twice_for_counts_as_an_answer(
     """TLS that cannot be, an address that is none: MLflow tells what is wrong."""
     no_tls = served[1].replace("http://", "https://")
     demand_answers({served[1]: VARIABLES[0], no_tls: VARIABLES[0], "http://": VARIABLES[1]})
+
+
+def test_a_database_that_is_back_is_gone_on_with(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(first_answer, "TELLS_AFTER", 0.1)
+    with socket.socket() as database:
+        database.bind(("127.0.0.1", 0))
+        uri = f"postgresql+psycopg2://bob:canary@127.0.0.1:{database.getsockname()[1]}/runs"
+        back = threading.Timer(0.5, database.listen)
+        back.start()
+        demand_answers({uri: "MLFLOW_TRACKING_URI"})
+        back.join()
+    told = capsys.readouterr().out
+    assert "does not answer; waiting up to 244 s for it" in told
+    assert "it answers again" in told
+    assert "canary" not in told
+
+
+@pytest.mark.parametrize(
+    ("uri", "asked"),
+    [
+        ("https://me@runs.example.org", True),
+        ("postgresql://me@runs.example.org/runs", True),
+        ("mysql+pymysql://me@runs.example.org:3307/runs", True),
+        ("postgresql:///runs?host=/run/postgresql", False),
+        ("mysql+pymysql://me@localhost/runs?unix_socket=/run/mysqld/mysqld.sock", False),
+        ("postgresql://a:1,b:2/runs", False),
+        ("mssql+pyodbc://named", False),
+        ("sqlite:////runs/mlflow.db", False),
+        ("", False),
+    ],
+)
+def test_what_listens_at_an_address_is_asked(
+    uri: str, asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
+    assert list(first_answer.named_servers()) == ([uri] if asked else [])
 
 
 def test_a_server_that_lets_in_and_says_nothing_is_away(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,10 @@ import _thread  # no locks: a finalizer may run while threading holds its own
 import os
 import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import CodeType, FrameType
 
 SOON = 0.01  # seconds: after the finalizer
@@ -27,6 +30,19 @@ def never_lost() -> None:
             shown(raised)
 
     sys.unraisablehook = hook
+
+
+@contextmanager
+def no_sigterm() -> Iterator[None]:
+    """While a run is told how it ended: `mlflow run` sends one behind its own Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():  # which alone hears signals
+        yield
+        return
+    usual = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, usual)
 
 
 def _raise_again(hook: CodeType) -> None:

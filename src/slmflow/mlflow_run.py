@@ -15,7 +15,7 @@ from slmflow.interrupts import never_lost
 from slmflow.redacted_output import redact_output
 from slmflow.redaction import redacted, refusal, typed_secrets
 from slmflow.tracking.experiment import experiment_id, experiment_name
-from slmflow.tracking.first_answer import demand_answers, named_servers
+from slmflow.tracking.first_answer import demand_answers, named_servers, speaks_http
 from slmflow.tracking.reason import reason
 
 DRIVERS = ("psycopg", "psycopg2", "MySQLdb", "pymysql", "mysql", "pyodbc", "pymssql")
@@ -38,7 +38,9 @@ def main(arguments: Sequence[str]) -> int:
     try:
         servers = named_servers() if "--help" not in typed else {}
         demand_answers(servers)
-        return _mlflow_run(["run", ".", "-e", name, *_manner(typed), *typed], bool(servers))
+        return _mlflow_run(
+            ["run", ".", "-e", name, *_manner(typed), *typed], any(map(speaks_http, servers))
+        )
     except ServerAway as error:
         return _refuse(str(error))
     except KeyboardInterrupt:
@@ -58,6 +60,7 @@ def _mlflow_run(arguments: list[str], with_server: bool) -> int:
     from mlflow.cli import cli
 
     begun = _remembered()
+    _leave_ended_runs()
     if with_server:
         _be_patient()
     try:
@@ -89,6 +92,23 @@ def _remembered() -> Processes:
 
     local.LocalSubmittedRun = Remembered
     return begun
+
+
+def _leave_ended_runs() -> None:
+    """MLflow calls a run FAILED whose entry point ended with another code than 0, also where it has
+    ended by itself: FINISHED, and the gate refused; or KILLED."""
+    from mlflow import MlflowClient, projects
+    from mlflow.entities import Run, RunStatus
+
+    def end(run: Run | None, state: str) -> None:
+        if run is None:
+            return
+        client = MlflowClient()
+        now = client.get_run(run.info.run_id).info.status
+        if not RunStatus.is_terminated(RunStatus.from_string(now)):
+            client.set_terminated(run.info.run_id, state)
+
+    projects._maybe_set_run_terminated = end
 
 
 def _be_patient() -> None:

@@ -16,6 +16,7 @@ from mlflow.exceptions import MlflowException
 
 from slmflow.config.unused import UNUSED
 from slmflow.errors import ServerAway, TrackingError
+from slmflow.interrupts import no_sigterm
 from slmflow.redaction import HIDDEN, redacted, without_secrets
 from slmflow.tracking import ending, parameters, provenance, rest
 from slmflow.tracking.experiment import experiment_id, experiment_name
@@ -205,7 +206,8 @@ def _ending_true(run: Run) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        ending.end(run, ending.KILLED)
+        with no_sigterm():
+            ending.end(run, ending.KILLED)
         raise
     except BaseException as error:
         told = ending.as_told(run, error)
