@@ -79,6 +79,22 @@ def test_what_else_a_finalizer_raises_is_still_shown() -> None:
     assert "ValueError: told" in result.stderr
 
 
+def test_a_sigterm_does_not_cut_short_what_a_run_is_told_of_its_end() -> None:
+    result = ran(
+        """
+        import os, signal
+        from slmflow.interrupts import no_sigterm
+
+        signal.signal(signal.SIGTERM, lambda *_: print("heard", flush=True))
+        with no_sigterm():
+            os.kill(os.getpid(), signal.SIGTERM)
+            print("told", flush=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+        """
+    )
+    assert (result.returncode, result.stdout) == (0, "told\nheard\n")
+
+
 def ran(program: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program), *arguments],

@@ -24,7 +24,7 @@ from tests.conftest import ROOT
 from tests.slurm_cluster import NODES, Cluster, missing, slurm_cluster
 from tests.slurm_points import Points
 
-PATIENCE = 90  # seconds; a guard against hanging
+PATIENCE = 240  # seconds; a guard against hanging, no promise of speed
 LARGEST_ARRAY = 4
 
 CONFIG = f"""\
