@@ -129,7 +129,15 @@ class Cluster:
 
     def bring_back(self, node: str) -> None:
         self._start_node(node)
-        self._wait_for_nodes([node])  # ReturnToService=2: its daemon is enough
+
+        def up() -> bool:
+            if self._are_up([node]):
+                return True
+            # Refused where its daemon has brought it back meanwhile, which is not always enough.
+            self.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
+            return False
+
+        self._wait_until(up, f"{node} up")
 
     def _start_node(self, node: str) -> None:
         self._start(node, ["slurmd", "-D", "-N", node])
@@ -162,12 +170,12 @@ class Cluster:
             daemon.wait()
 
     def _wait_for_nodes(self, nodes: Sequence[str]) -> None:
-        def all_up() -> bool:
-            lines = self.run("sinfo", "--noheader", "--Node", "--format=%N|%T").splitlines()
-            states = dict(line.split("|") for line in lines)
-            return all(states[node] in ("idle", "mixed", "allocated") for node in nodes)
+        self._wait_until(lambda: self._are_up(nodes), f"{' and '.join(nodes)} up")
 
-        self._wait_until(all_up, f"{' and '.join(nodes)} up")
+    def _are_up(self, nodes: Sequence[str]) -> bool:
+        lines = self.run("sinfo", "--noheader", "--Node", "--format=%N|%T").splitlines()
+        states = dict(line.split("|") for line in lines)
+        return all(states[node] in ("idle", "mixed", "allocated") for node in nodes)
 
     def _wait_until(self, done: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + PATIENCE

@@ -8,7 +8,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-PATIENCE = 90  # seconds; a guard against hanging
+PATIENCE = 300  # seconds; a guard against hanging, longer than that of the tests
 
 
 class Points:
